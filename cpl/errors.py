@@ -1,0 +1,11 @@
+"""Errors that a user can act on; the command line prints them in one line, without a traceback."""
+
+from __future__ import annotations
+
+
+class CplError(Exception):
+    """Something the user gave, or this machine lacks; the message names it and the remedy."""
+
+
+class MissingExtra(CplError):
+    """A command needs a package that the core install leaves out."""

@@ -1,0 +1,228 @@
+"""Who can run what, what is the default and why.
+
+Each op's room holds one module per backend: ``cpl_kernels/<op>/<backend>.py`` with ``forward``,
+``backward`` and ``why_not(...) -> str | None`` (None: it can serve this call). This module picks
+one of them for a call and can say afterwards what it would pick and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpl_kernels import core
+from cpl_kernels._version import __version__
+
+NAMES = ("reference", "native", "triton", "cuda")
+OPS = (
+    "route_topk",
+    "route_negatives",
+    "aggregate_prompts",
+    "sparse_prompt",
+    "feature_distances",
+    "info_nce",
+    "layer_norm2d",
+    "gated_dwconv",
+    "channel_attention",
+)
+
+
+@dataclass(frozen=True)
+class Default:
+    """The order in which backends are tried on a device, and on what evidence."""
+
+    order: tuple[str, ...]
+    why: str
+
+
+_UNMEASURED = Default(("reference",), "the safe choice: no measurement yet")
+
+# Rows cite the results file that they come from. A fast backend that was never measured on a
+# device is not its default, however fast it ought to be: ask for it by name.
+DEFAULTS: Mapping[tuple[str, str], Default] = {
+    ("layer_norm2d", "cpu"): Default(("native", "reference"), "benchmarks/results/cpu_layer_norm2d.json"),
+}
+
+_override: dict[str, str] = {}  # op -> backend; "*" stands for every op
+
+
+def requested(op: str, backend: str | None) -> str:
+    """The backend asked for, by argument, use_backend or CPL_BACKEND; "" when nobody asked."""
+    if backend is not None:
+        return _checked(backend)
+    return _override.get(op) or _override.get("*", "")
+
+
+def select(op: str, request: str, *tensors: Tensor) -> Any:
+    """The module that runs this call; its ``why_not`` is asked about ``tensors``.
+
+    Raises:
+        RuntimeError: ``request`` names a backend that cannot serve the call.
+    """
+    if not request:
+        return _pick(op, tensors)[1]
+    reason = _why_not(op, request, tensors)
+    if reason is not None:
+        raise RuntimeError(
+            f"{op}: backend {request!r} cannot serve this call: {reason}. "
+            f"Leave backend unset to let cpl_kernels choose; here that is {_pick(op, tensors)[0]!r}"
+        )
+    return _module(op, request)
+
+
+@contextlib.contextmanager
+def use_backend(backend: str | None = None, **per_op: str) -> Iterator[None]:
+    """Run every op (``backend``) or single ops (``layer_norm2d="native"``) on a named backend.
+
+    Holds for the whole process, all threads, until the ``with`` block ends; a ``backend=`` argument
+    still wins. A call that the named backend cannot serve raises RuntimeError. A backward runs on
+    the backend of its forward, also after the block.
+    """
+    wanted = _parse_override(backend, per_op)
+    before = dict(_override)
+    _override.update(wanted)
+    try:
+        yield
+    finally:
+        _override.clear()
+        _override.update(before)
+
+
+def config() -> dict[str, Any]:
+    """What ``show_config`` prints, as data: versions, core, threads, and per op the choice and why."""
+    runtimes = core.openmp_runtimes()
+    return {
+        "versions": {"cpl_kernels": __version__, "torch": torch.__version__, "triton": _triton_version()},
+        "commit": core.build_info().get("commit", "unknown"),
+        "native_core": core.missing() or f"built, {core.core().isa()} chosen for this CPU",
+        "cuda_core": core.missing(cuda=True) or f"built for {core.core().CUDA_ARCHS}",
+        "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "threads": torch.get_num_threads(),
+        "openmp": (
+            f"{len(runtimes)} runtimes in this process, whose thread pools compete: {', '.join(runtimes)}; "
+            "build from source where torch lives, or set OMP_WAIT_POLICY=passive"
+            if len(runtimes) > 1
+            else f"one runtime, shared with torch: {runtimes[0]}"
+            if runtimes
+            else "none"
+        ),
+        "override": dict(_override),
+        "ops": {op: {device: _describe(op, device) for device in ("cpu", "cuda")} for op in OPS},
+    }
+
+
+def show_config() -> None:
+    """Print what this installation can run, what it picks by default for each op, and why."""
+    report = config()
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    print(f"{versions}, commit {report['commit']}")
+    for key in ("native_core", "cuda_core", "openmp", "threads"):
+        print(f"{key.replace('_', ' ')}: {report[key]}")
+    print(f"cuda devices: {', '.join(report['cuda_devices']) or 'none'}")
+    if report["override"]:
+        print(f"override: {', '.join(f'{op}={name}' for op, name in report['override'].items())}")
+    width = max(map(len, OPS))
+    for op, devices in report["ops"].items():
+        for device, line in devices.items():
+            print(f"{op:<{width}}  {device:<4}  {line}")
+
+
+@functools.cache
+def backends_of(op: str) -> tuple[str, ...]:
+    """The backends that ``op`` has a module for, whether or not they can run here."""
+    return tuple(name for name in NAMES if importlib.util.find_spec(f"cpl_kernels.{op}.{name}"))
+
+
+def _default(op: str, device: str) -> Default:
+    return DEFAULTS.get((op, device), _UNMEASURED)
+
+
+def _pick(op: str, tensors: tuple[Tensor, ...]) -> tuple[str, ModuleType]:
+    for name in _default(op, tensors[0].device.type).order:
+        if _why_not(op, name, tensors) is None:
+            return name, _module(op, name)
+    return "reference", _module(op, "reference")
+
+
+def _why_not(op: str, name: str, tensors: tuple[Tensor, ...]) -> str | None:
+    if name not in backends_of(op):
+        return "this op has no such backend"
+    return _absent(name) or _module(op, name).why_not(*tensors)
+
+
+@functools.cache
+def _absent(name: str) -> str | None:
+    """Why no op can run on this backend here, or None. Fixed for the life of the process."""
+    if name == "native":
+        return core.missing()
+    if name == "cuda":
+        return core.missing(cuda=True)
+    if name == "triton" and _triton_version() is None:
+        return "triton is not installed: pip install triton (Linux only)"
+    return None
+
+
+def _describe(op: str, device: str) -> str:
+    default = _default(op, device)
+    passed_over = [f"{name}: {_absent(name)}" for name in default.order if _absent(name)]
+    chosen = next((name for name in default.order if not _absent(name)), "reference")
+    others = [name for name in backends_of(op) if name not in default.order]
+    line = f"{chosen} ({default.why})"
+    if passed_over:
+        line += f"; passed over {'; '.join(passed_over)}"
+    if others:
+        line += f"; by name: {', '.join(others)}"
+    return line
+
+
+@functools.cache
+def _module(op: str, name: str) -> ModuleType:
+    """``cpl_kernels.<op>.<name>``, imported when first needed (triton takes a while)."""
+    return importlib.import_module(f"cpl_kernels.{op}.{name}")
+
+
+def _triton_version() -> str | None:
+    try:
+        return metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _checked(backend: str) -> str:
+    if backend not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, NAMES))} or None, got {backend!r}")
+    return backend
+
+
+def _parse_override(backend: str | None, per_op: Mapping[str, str]) -> dict[str, str]:
+    for op in per_op:
+        if op not in OPS:
+            raise ValueError(f"{op!r} is not an op of cpl_kernels; the ops are {', '.join(OPS)}")
+    wanted = {op: _checked(name) for op, name in per_op.items()}
+    if backend is not None:
+        wanted["*"] = _checked(backend)
+    return wanted
+
+
+def _read_environment() -> None:
+    """CPL_BACKEND="native", or "layer_norm2d=native,route_topk=reference"."""
+    for part in filter(None, os.environ.get("CPL_BACKEND", "").replace(" ", "").split(",")):
+        op, _, name = part.rpartition("=")
+        try:
+            _override.update(_parse_override(None, {op: name}) if op else _parse_override(name, {}))
+        except ValueError as error:
+            raise ValueError(f"CPL_BACKEND={os.environ['CPL_BACKEND']!r}: {error}") from None
+
+
+_read_environment()

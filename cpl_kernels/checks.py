@@ -1,0 +1,61 @@
+"""Input checks shared by the public functions. Every message names the value and the remedy."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def floating(name: str, value: Tensor) -> None:
+    tensor(name, value)
+    if value.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
+
+
+def rank(name: str, value: Tensor, layout: str) -> None:
+    """``layout`` is the shape as the docs write it, for example ``[B, C, H, W]``."""
+    wanted = layout.count(",") + 1
+    if value.dim() != wanted:
+        raise ValueError(f"{name} must be {layout}, got shape {tuple(value.shape)}")
+
+
+def shape(name: str, value: Tensor, wanted: tuple[int, ...], meaning: str) -> None:
+    if tuple(value.shape) != wanted:
+        raise ValueError(f"{name} must be {meaning} = {wanted}, got {tuple(value.shape)}")
+
+
+def same_device(**tensors: Tensor | None) -> None:
+    """All given tensors must live on the first one's device."""
+    first_name, first = next(iter(tensors.items()))
+    for name, value in tensors.items():
+        if value is not None and first is not None and value.device != first.device:
+            raise ValueError(
+                f"{name} is on {value.device} but {first_name} is on {first.device}; move them to one device"
+            )
+
+
+def same_dtype(**tensors: Tensor | None) -> None:
+    """All given tensors must have the first one's dtype."""
+    first_name, first = next(iter(tensors.items()))
+    for name, value in tensors.items():
+        if value is not None and first is not None and value.dtype != first.dtype:
+            raise TypeError(f"{name} is {value.dtype} but {first_name} is {first.dtype}; cast one of them")
+
+
+def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def values_visible(value: Tensor) -> bool:
+    """Whether values may be looked at: on CPU always, on CUDA only with CPL_CHECK=1 (it syncs)."""
+    return value.device.type == "cpu" or os.environ.get("CPL_CHECK") == "1"

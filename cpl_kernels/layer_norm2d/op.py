@@ -1,0 +1,77 @@
+"""layer_norm2d for torch: schema, fake and autograd. Which backend runs is for backends.py to say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpl_kernels import backends
+from cpl_kernels.registration import NAMESPACE, register_differentiable
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, center: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return backends.select("layer_norm2d", backend, x).forward(x, weight, bias, eps, center)
+
+
+def _forward_fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, center: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), *(_statistics_like(x) for _ in range(2))
+
+
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, center: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return backends.select("layer_norm2d", backend, x).backward(dy, x, weight, mean, rstd, center)
+
+
+def _backward_fake(
+    dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, center: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), *(mean.new_empty(weight.shape) for _ in range(2))
+
+
+def _statistics_like(x: Tensor) -> Tensor:
+    batch, _, height, width = x.shape
+    return x.new_empty(batch, height, width, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, _, center, backend = inputs
+    _, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x, weight, mean, rstd)
+    ctx.center, ctx.backend = center, backend
+    ctx.bias_dtype = None if bias is None else bias.dtype
+
+
+def _grads(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    x, weight, mean, rstd = ctx.saved_tensors
+    dx, dweight, dbias = NAMESPACE.layer_norm2d_backward(dy, x, weight, mean, rstd, ctx.center, ctx.backend)
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    return (
+        dx if needs_x else None,
+        dweight.to(weight.dtype) if needs_weight else None,
+        dbias.to(ctx.bias_dtype) if needs_bias else None,
+        None,
+        None,
+        None,
+    )
+
+
+register_differentiable(
+    "layer_norm2d",
+    "(Tensor x, Tensor weight, Tensor? bias, float eps, bool center, str backend) -> (Tensor, Tensor, Tensor)",
+    impl=_forward,
+    fake=_forward_fake,
+    backward_schema="(Tensor dy, Tensor x, Tensor weight, Tensor mean, Tensor rstd, bool center, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    backward_impl=_backward,
+    backward_fake=_backward_fake,
+    save=_save,
+    grads=_grads,
+)
