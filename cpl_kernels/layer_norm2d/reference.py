@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cpl_kernels import layout
+
 
 def statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and reciprocal standard deviation over channels, [B, H, W] each, in fp32 or better."""
@@ -31,7 +33,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns y, and mean and rstd for the backward."""
     mean, rstd = statistics(x, eps)
-    return layer_norm2d(x, weight, bias, eps, center), mean, rstd
+    y = layer_norm2d(x, weight, bias, eps, center)
+    return y.contiguous(memory_format=layout.output_format(x)), mean.contiguous(), rstd.contiguous()
 
 
 def backward(
@@ -54,7 +57,8 @@ def backward(
     dx = g - h * (g * y_hat).mean(dim=1, keepdim=True)
     if center:
         dx = dx - g.mean(dim=1, keepdim=True)
-    return (dx * rstd).to(x.dtype), dweight, dbias
+    dx = (dx * rstd).to(x.dtype)
+    return dx.contiguous(memory_format=layout.output_format(x)), dweight, dbias
 
 
 def why_not(x: Tensor) -> str | None:

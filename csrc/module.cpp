@@ -1,0 +1,32 @@
+// The Python module: every exported kernel, one line each.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+#include "common/isa.h"
+#include "common/pyview.h"
+#include "layer_norm2d/bind.h"
+
+#if !defined(CPL_CUDA_ARCHS)
+#define CPL_CUDA_ARCHS ""
+#endif
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Native kernels of cpl_kernels over raw pointers; called through cpl_kernels.<op>.native and .cuda.";
+  m.def("isa", [] { return cpl::isa_name(cpl::active_isa()); });
+  m.attr("CUDA_ARCHS") = CPL_CUDA_ARCHS;
+#if defined(CPL_WITH_CUDA)
+  m.attr("HAS_CUDA") = true;
+#else
+  m.attr("HAS_CUDA") = false;
+#endif
+
+  using NoGil = pybind11::call_guard<pybind11::gil_scoped_release>;
+  m.def("layer_norm2d_forward", &cpl::bind::layer_norm2d_forward, NoGil());
+  m.def("layer_norm2d_backward", &cpl::bind::layer_norm2d_backward, NoGil());
+#if defined(CPL_WITH_CUDA)
+  m.def("layer_norm2d_partial_rows", &cpl::bind::layer_norm2d_partial_rows);
+  m.def("layer_norm2d_forward_cuda", &cpl::bind::layer_norm2d_forward_cuda, NoGil());
+  m.def("layer_norm2d_backward_cuda", &cpl::bind::layer_norm2d_backward_cuda, NoGil());
+#endif
+}
