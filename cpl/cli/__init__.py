@@ -165,7 +165,9 @@ def _build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
 def _one_line_warnings() -> Iterator[None]:
     """Show warnings as `warning: text` on stderr, without the source line that raised them."""
 
-    def show(message: Any, category: Any, filename: Any, lineno: Any, file: Any = None, line: Any = None) -> None:
+    def show(
+        message: Any, category: Any, filename: Any, lineno: Any, file: Any = None, line: Any = None
+    ) -> None:
         print(f"warning: {' '.join(str(message).split())}", file=file or sys.stderr)
 
     with warnings.catch_warnings():

@@ -1,0 +1,8 @@
+"""Using a trained model: image files in and out, restoring, metrics, evaluation.
+
+images     read_image, write_image: what a photo is made of survives the round trip
+restore    restore(model, image): PIL, arrays or tensors; the same kind comes out
+folder     many files: which inputs, which outputs, one bad file does not stop the rest
+metrics    psnr, ssim on RGB or Y
+evaluate   scores per degradation and their average
+"""

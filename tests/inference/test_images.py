@@ -1,0 +1,383 @@
+"""Every kind of image file: what comes out is what went in, apart from the restored colours."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("PIL", reason="reading images needs the extra [train]")
+pytest.importorskip("imagecodecs", reason="16-bit images need the extra [train]")
+import imagecodecs
+import tifffile
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+
+from cpl.inference import codecs
+from cpl.inference.images import (
+    ImageError,
+    ImageFile,
+    ImageWarning,
+    as_stored,
+    read_image,
+    upright,
+    write_image,
+)
+
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+HEIGHT, WIDTH = 13, 18  # not square, so that a wrong turn shows; odd, so that chroma subsampling would
+
+
+def noise(channels: int, bits: int = 8, seed: int = 0) -> np.ndarray:
+    shape = (HEIGHT, WIDTH) if channels == 1 else (HEIGHT, WIDTH, channels)
+    return (
+        np.random.default_rng(seed).integers(0, 2**bits, shape).astype(np.uint8 if bits == 8 else np.uint16)
+    )
+
+
+def exif_block(orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[0x0110] = "Camera Model"
+    exif[0x0112] = orientation
+    exif.get_ifd(0x8769)[0x9003] = "2024:01:02 03:04:05"
+    return exif.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "channels"),
+    [
+        (s, c)
+        for s in ("png", "tif", "webp", "bmp", "ppm")
+        for c in (1, 2, 3, 4)
+        if s not in ("bmp", "ppm") or c in (1, 3)
+    ],
+)
+def test_8_bit_comes_back_bit_for_bit(tmp_path: Path, suffix: str, channels: int) -> None:
+    pixels = noise(channels)
+    source, copy = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    Image.fromarray(pixels).save(source, **({"lossless": True, "exact": True} if suffix == "webp" else {}))
+    file = read_image(source)
+    assert file.rgb.dtype == np.float32
+    assert file.rgb.shape == (HEIGHT, WIDTH, 3)
+    assert 0 <= file.rgb.min() < file.rgb.max() <= 1
+    write_image(copy, file.rgb, file)
+    with Image.open(source) as before, Image.open(copy) as after:
+        assert (after.format, after.mode, after.size) == (before.format, before.mode, before.size)
+        np.testing.assert_array_equal(np.asarray(after), np.asarray(before))
+
+
+# Pillow, which has to open a file before its size can be trusted, knows no 16-bit grey TIFF with alpha.
+@pytest.mark.parametrize(
+    ("suffix", "channels"),
+    [("png", 1), ("png", 2), ("png", 3), ("png", 4), ("tif", 1), ("tif", 3), ("tif", 4)],
+)
+def test_16_bit_comes_back_bit_for_bit(tmp_path: Path, suffix: str, channels: int) -> None:
+    pixels = noise(channels, 16)
+    source, copy = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    if suffix == "png":
+        source.write_bytes(imagecodecs.png_encode(pixels))
+    else:
+        tifffile.imwrite(source, pixels, photometric="rgb" if channels > 1 else None, compression="lzw")
+    file = read_image(source)
+    assert file.bits == 16
+    assert file.grey == (channels < 3)
+    write_image(copy, file.rgb, file)
+    back = imagecodecs.png_decode(copy.read_bytes()) if suffix == "png" else tifffile.imread(copy)
+    assert back.dtype == np.uint16
+    np.testing.assert_array_equal(back, pixels)
+
+
+def test_tiff_white_is_zero_and_big_endian(tmp_path: Path) -> None:
+    grey, colour = noise(1, 16), noise(3, 16)
+    tifffile.imwrite(tmp_path / "a.tif", grey, photometric="miniswhite")
+    np.testing.assert_array_equal(
+        np.rint(read_image(tmp_path / "a.tif").rgb[:, :, 0] * 65535), 65535.0 - grey
+    )
+    tifffile.imwrite(tmp_path / "b.tif", colour, photometric="rgb", byteorder=">", compression="zlib")
+    np.testing.assert_array_equal(np.rint(read_image(tmp_path / "b.tif").rgb * 65535), colour)
+
+
+def test_jpeg_keeps_format_and_is_close(tmp_path: Path) -> None:
+    ramp = np.stack(np.meshgrid(np.linspace(0, 255, 64), np.linspace(0, 255, 48)), -1)
+    picture = Image.fromarray(np.dstack([ramp, ramp[..., :1][::-1]]).astype(np.uint8))
+    picture.save(tmp_path / "a.jpg", quality=60, dpi=(300, 300), comment=b"hello", progressive=True)
+    file = read_image(tmp_path / "a.jpg")
+    write_image(tmp_path / "b.jpg", file.rgb, file)
+    with Image.open(tmp_path / "b.jpg") as after:
+        assert after.format == "JPEG"
+        assert after.info["dpi"] == (300, 300)
+        assert after.info["comment"] == b"hello"
+        assert after.info.get("progressive")
+        assert [layer[1:3] for layer in after.layer] == [(1, 1)] * 3  # 4:4:4: no chroma thrown away
+        assert np.abs(np.asarray(after) / 255 - file.rgb).mean() < 0.004
+    Image.fromarray(noise(1)).save(tmp_path / "grey.jpg")
+    file = read_image(tmp_path / "grey.jpg")
+    write_image(tmp_path / "grey2.jpg", file.rgb, file)
+    with Image.open(tmp_path / "grey2.jpg") as after:
+        assert after.mode == "L"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_turns_the_picture_for_the_model_only(tmp_path: Path, orientation: int) -> None:
+    """The model's view is Pillow's own exif_transpose; the file on disk keeps its lie and its tag."""
+    pixels = noise(3)
+    for suffix in ("png", "webp", "tif"):
+        source, copy = tmp_path / f"{orientation}.{suffix}", tmp_path / f"{orientation}b.{suffix}"
+        options = {"lossless": True, "exact": True} if suffix == "webp" else {}
+        Image.fromarray(pixels).save(source, exif=exif_block(orientation), **options)
+        with Image.open(source) as image:
+            shown = np.asarray(ImageOps.exif_transpose(image))
+        file = read_image(source)
+        np.testing.assert_array_equal(np.rint(file.rgb * 255).astype(np.uint8), shown)
+        write_image(copy, file.rgb, file)
+        with Image.open(copy) as image:
+            exif = image.getexif()
+            assert exif.get(0x0112) == orientation
+            assert exif[0x0110] == "Camera Model"
+            assert exif.get_ifd(0x8769)[0x9003] == "2024:01:02 03:04:05"
+            np.testing.assert_array_equal(np.asarray(ImageOps.exif_transpose(image)), shown)
+    np.testing.assert_array_equal(as_stored(upright(pixels, orientation), orientation), pixels)
+
+
+def test_16_bit_orientation(tmp_path: Path) -> None:
+    pixels = noise(3, 16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    source = codecs.encode_png(pixels, [(b"eXIf", exif_block(6).removeprefix(b"Exif\0\0"))])
+    (tmp_path / "a.png").write_bytes(source)
+    for name in ("a.tif", "a.png"):
+        file = read_image(tmp_path / name)
+        assert file.orientation == 6
+        np.testing.assert_array_equal(np.rint(file.rgb * 65535), np.rot90(pixels, -1))
+        copy = tmp_path / f"b{name}"
+        write_image(copy, file.rgb, file)
+        back = tifffile.imread(copy) if name == "a.tif" else imagecodecs.png_decode(copy.read_bytes())
+        np.testing.assert_array_equal(back, pixels)
+        with Image.open(copy) as image:
+            assert image.getexif()[0x0112] == 6
+
+
+@pytest.mark.parametrize(
+    ("suffix", "bits"), [("png", 8), ("jpg", 8), ("tif", 8), ("webp", 8), ("png", 16), ("tif", 16)]
+)
+def test_exif_and_icc_kept(tmp_path: Path, suffix: str, bits: int) -> None:
+    source, copy = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    if bits == 8:
+        Image.fromarray(noise(3)).save(source, exif=exif_block(), icc_profile=ICC)
+    else:
+        encode = codecs.encode_png if suffix == "png" else codecs.encode_tiff
+        metadata = codecs.chunks_from if suffix == "png" else codecs.tags_from_exif
+        source.write_bytes(encode(noise(3, 16), metadata(exif_block().removeprefix(b"Exif\0\0"), ICC)))
+    file = read_image(source)
+    write_image(copy, 1 - file.rgb, file)
+    with Image.open(source) as before, Image.open(copy) as after:
+        assert after.info["icc_profile"] == ICC
+        assert after.getexif()[0x0110] == "Camera Model"
+        assert dict(after.getexif().get_ifd(0x8769)) == dict(before.getexif().get_ifd(0x8769))
+        if suffix in ("jpg", "webp"):
+            assert after.info["exif"] == before.info["exif"]
+
+
+def test_png_colour_and_text_chunks_kept_bit_for_bit(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Title", "A title")
+    info.add_itxt("Comment", "grüß", zip=True)
+    info.add(b"gAMA", (45455).to_bytes(4, "big"))
+    Image.fromarray(noise(3)).save(tmp_path / "a.png", pnginfo=info, dpi=(72, 72), icc_profile=ICC)
+    file = read_image(tmp_path / "a.png")
+    write_image(tmp_path / "b.png", 1 - file.rgb, file)
+    before, after = ((tmp_path / name).read_bytes() for name in ("a.png", "b.png"))
+    assert len(codecs.png_chunks(before)) == 5
+    assert sorted(codecs.png_chunks(after)) == sorted(codecs.png_chunks(before))
+
+
+def test_alpha_is_unchanged_when_colours_change(tmp_path: Path) -> None:
+    for suffix in ("png", "webp", "tif"):
+        pixels = noise(4)
+        Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", quality=50)  # lossy WebP too
+        with Image.open(tmp_path / f"a.{suffix}") as image:
+            alpha = np.asarray(image)[..., 3].copy()
+        file = read_image(tmp_path / f"a.{suffix}")
+        write_image(tmp_path / f"b.{suffix}", file.rgb * 0.5, file)
+        with Image.open(tmp_path / f"b.{suffix}") as image:
+            np.testing.assert_array_equal(np.asarray(image)[..., 3], alpha)
+
+
+def test_palette_and_one_bit_say_what_they_become(tmp_path: Path) -> None:
+    picture = Image.fromarray(noise(3))
+    picture.quantize(8).save(tmp_path / "p.png")
+    picture.convert("1").save(tmp_path / "one.png")
+    transparent = picture.quantize(8)
+    transparent.save(tmp_path / "pt.png", transparency=0)
+    for name, mode, words in [
+        ("p.png", "RGB", "palette"),
+        ("one.png", "L", "1 bit"),
+        ("pt.png", "RGBA", "palette"),
+    ]:
+        with pytest.warns(ImageWarning, match=words):
+            file = read_image(tmp_path / name)
+        write_image(tmp_path / f"out_{name}", file.rgb, file)
+        with Image.open(tmp_path / name) as before, Image.open(tmp_path / f"out_{name}") as after:
+            assert after.mode == mode
+            np.testing.assert_array_equal(np.asarray(after), np.asarray(before.convert(mode)))
+
+
+def test_colour_key_becomes_alpha(tmp_path: Path) -> None:
+    pixels = noise(3)
+    Image.fromarray(pixels).save(tmp_path / "a.png", transparency=tuple(int(v) for v in pixels[2, 3]))
+    file = read_image(tmp_path / "a.png")
+    assert file.alpha is not None
+    assert file.alpha[2, 3] == 0
+    assert file.alpha.mean() > 200
+
+
+def test_first_frame_with_a_warning(tmp_path: Path) -> None:
+    frames = [Image.fromarray(noise(3, seed=s)) for s in (0, 1)]
+    for suffix in ("tif", "webp", "png"):
+        path = tmp_path / f"a.{suffix}"
+        frames[0].save(
+            path, save_all=True, append_images=frames[1:], **({"lossless": True} if suffix == "webp" else {})
+        )
+        with pytest.warns(ImageWarning, match="2 frames"):
+            file = read_image(path)
+        np.testing.assert_array_equal(np.rint(file.rgb * 255), noise(3))
+
+
+def test_other_format_by_suffix(tmp_path: Path) -> None:
+    Image.fromarray(noise(3)).save(tmp_path / "a.jpg", exif=exif_block(6), icc_profile=ICC)
+    file = read_image(tmp_path / "a.jpg")
+    for name in ("b.png", "b.tif", "b.webp"):
+        write_image(tmp_path / name, file.rgb, file)
+        again = read_image(tmp_path / name)
+        assert again.orientation == 6
+        assert again.icc == ICC
+        if name != "b.webp":
+            np.testing.assert_allclose(again.rgb, file.rgb, atol=1e-6)
+    back = read_image(tmp_path / "b.tif")
+    write_image(tmp_path / "c.png", back.rgb, back)
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.getexif()[0x0110] == "Camera Model"
+    deep = ImageFile(rgb=file.rgb, bits=16, alpha=np.full(file.rgb.shape[:2], 65535, np.uint16))
+    write_image(tmp_path / "d.webp", file.rgb, deep)
+    assert read_image(tmp_path / "d.webp").bits == 8
+    with pytest.raises(ImageError, match="no transparency"):
+        write_image(tmp_path / "d.jpg", file.rgb, deep)
+    with pytest.raises(ImageError, match="unknown image suffix"):
+        write_image(tmp_path / "d.xyz", file.rgb)
+    write_image(tmp_path / "plain.png", file.rgb)
+    np.testing.assert_allclose(read_image(tmp_path / "plain.png").rgb, file.rgb, atol=1e-6)
+
+
+def broken_files(folder: Path) -> dict[str, str]:
+    """File name -> what the error must say."""
+    good = io.BytesIO()
+    Image.fromarray(noise(3)).save(good, "PNG")
+    (folder / "cut.png").write_bytes(good.getvalue()[: len(good.getvalue()) // 2])
+    flipped = bytearray(good.getvalue())
+    flipped[len(flipped) // 2] ^= 0xFF
+    (folder / "flipped.png").write_bytes(flipped)
+    (folder / "text.jpg").write_text("this is no picture\n")
+    (folder / "empty.png").write_bytes(b"")
+    deep = imagecodecs.png_encode(noise(3, 16))
+    (folder / "cut16.png").write_bytes(deep[: len(deep) // 2])
+    tifffile.imwrite(folder / "whole.tif", noise(3, 16), photometric="rgb")
+    tiff = (folder / "whole.tif").read_bytes()
+    (folder / "cut16.tif").write_bytes(tiff[: len(tiff) - 50])
+    jpeg = io.BytesIO()
+    Image.fromarray(noise(3)).save(jpeg, "JPEG")
+    (folder / "cut.jpg").write_bytes(jpeg.getvalue()[: len(jpeg.getvalue()) * 2 // 3])
+    Image.fromarray(noise(3)).convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(noise(1).astype(np.float32)).save(folder / "float.tif")
+    Image.fromarray(noise(3)).save(folder / "anim.gif")
+    # A header that promises 60000 x 60000 pixels in a file of a few hundred bytes.
+    bomb = bytearray(good.getvalue())
+    bomb[16:24] = (60000).to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
+    (folder / "bomb.png").write_bytes(bomb)
+    return {
+        "cut.png": "damaged",
+        "flipped.png": "damaged",
+        "text.jpg": "not an image",
+        "empty.png": "not an image",
+        "cut16.png": "damaged",
+        "cut16.tif": "damaged",
+        "cut.jpg": "damaged",
+        "cmyk.jpg": "convert it to RGB",
+        "float.tif": "convert it to",
+        "anim.gif": "convert it to PNG",
+        "bomb.png": "MAX_IMAGE_PIXELS",
+    }
+
+
+def test_broken_files_are_named_in_one_line(tmp_path: Path) -> None:
+    for name, words in broken_files(tmp_path).items():
+        with pytest.raises(ImageError) as caught:
+            read_image(tmp_path / name)
+        text = str(caught.value)
+        assert str(tmp_path / name) in text
+        assert words in text
+        assert "\n" not in text
+    with pytest.raises(FileNotFoundError):
+        read_image(tmp_path / "absent.png")
+    with pytest.raises(ImageError, match="not a file"):
+        read_image(tmp_path)
+
+
+def test_random_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
+    """A decoder that meets nonsense may raise anything; the reader turns it into ImageError or reads it."""
+    rng = np.random.default_rng(1)
+    tifffile.imwrite(tmp_path / "a.tif", noise(3, 16), photometric="rgb", compression="zlib")
+    originals = [(tmp_path / "a.tif").read_bytes(), imagecodecs.png_encode(noise(3, 16))]
+    for name in ("JPEG", "WEBP", "PNG", "TIFF"):
+        buffer = io.BytesIO()
+        Image.fromarray(noise(3)).save(buffer, name, exif=exif_block(3))
+        originals.append(buffer.getvalue())
+    for round_number in range(40):
+        for data in originals:
+            damaged = bytearray(data)
+            for position in rng.integers(0, len(data), 8):
+                damaged[position] = rng.integers(256)
+            path = tmp_path / "damaged"
+            path.write_bytes(damaged if round_number % 2 else damaged[: rng.integers(1, len(data))])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    read_image(path)
+                except ImageError:
+                    pass
+
+
+def test_wrong_values_are_refused_before_writing(tmp_path: Path) -> None:
+    good = np.zeros((4, 5, 3), np.float32)
+    file = ImageFile(rgb=good)
+    for bad in (good[..., 0], good.astype(np.uint8), np.full_like(good, np.nan), good[:0]):
+        with pytest.raises(ValueError, match=r"a\.png"):
+            write_image(tmp_path / "a.png", bad)
+    with pytest.raises(ValueError, match=r"\(3, 5, 3\)"):
+        write_image(tmp_path / "a.png", good[:3], file)
+    assert not list(tmp_path.iterdir())
+
+
+def test_disk_full_leaves_nothing(tmp_path: Path) -> None:
+    """A file-size limit makes the write fail half-way, as a full disk does."""
+    old = tmp_path / "old.png"
+    write_image(old, np.zeros((4, 4, 3), np.float32))
+    before = old.read_bytes()
+    code = f"""
+import resource, numpy as np
+from cpl.inference.images import write_image
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for name in ("new.png", "old.png"):
+    try:
+        write_image({str(tmp_path)!r} + "/" + name, np.random.default_rng(0).random((64, 64, 3)))
+    except OSError as error:
+        print(error.strerror)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["File too large"] * 2
+    assert [p.name for p in tmp_path.iterdir()] == ["old.png"]
+    assert old.read_bytes() == before
