@@ -1,0 +1,92 @@
+"""aggregate_prompts for torch: schema, fake and autograd. Which backend runs is for backends.py to say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from cpl_kernels import autocast, backends, checks
+from cpl_kernels.registration import NAMESPACE, register_differentiable
+
+
+def check_values(indices: Tensor, prompts: int) -> None:
+    if not checks.values_visible(indices) or indices.numel() == 0:
+        return
+    lowest, highest = (int(i) for i in indices.aminmax())
+    if lowest < 0 or highest >= prompts:
+        raise ValueError(
+            f"indices must be from 0 to N-1 = {prompts - 1}, got {lowest if lowest < 0 else highest}"
+        )
+
+
+def _forward(
+    weights: Tensor, indices: Tensor, prompts: Tensor, height: int, width: int, backend: str
+) -> Tensor:
+    check_values(indices, prompts.shape[0])
+    chosen = backends.select("aggregate_prompts", backend, weights, indices, prompts)
+    return chosen.forward(weights, indices, prompts, height, width)
+
+
+def _forward_fake(
+    weights: Tensor, indices: Tensor, prompts: Tensor, height: int, width: int, backend: str
+) -> Tensor:
+    return prompts.new_empty(weights.shape[0], prompts.shape[1], height, width)
+
+
+def _backward(
+    dy: Tensor,
+    weights: Tensor,
+    indices: Tensor,
+    prompts: Tensor,
+    need_weights: bool,
+    need_prompts: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    chosen = backends.select("aggregate_prompts", backend, weights, indices, prompts)
+    return chosen.backward(dy, weights, indices, prompts, need_weights, need_prompts)
+
+
+def _backward_fake(
+    dy: Tensor,
+    weights: Tensor,
+    indices: Tensor,
+    prompts: Tensor,
+    need_weights: bool,
+    need_prompts: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """A gradient that is not needed is an empty tensor, of shape [0]."""
+    return (
+        weights.new_empty(weights.shape if need_weights else (0,)),
+        prompts.new_empty(prompts.shape if need_prompts else (0,)),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    weights, indices, prompts, _, _, backend = inputs
+    ctx.save_for_backward(weights, indices, prompts)
+    ctx.backend = backend
+
+
+def _grads(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    weights, indices, prompts = ctx.saved_tensors
+    need_weights, _, need_prompts = ctx.needs_input_grad[:3]
+    dweights, dprompts = NAMESPACE.aggregate_prompts_backward(
+        dy, weights, indices, prompts, need_weights, need_prompts, ctx.backend
+    )
+    return dweights if need_weights else None, None, dprompts if need_prompts else None, None, None, None
+
+
+register_differentiable(
+    "aggregate_prompts",
+    "(Tensor weights, Tensor indices, Tensor prompts, SymInt height, SymInt width, str backend) -> Tensor",
+    impl=autocast.off(_forward),
+    fake=_forward_fake,
+    backward_schema="(Tensor dy, Tensor weights, Tensor indices, Tensor prompts, bool need_weights,"
+    " bool need_prompts, str backend) -> (Tensor, Tensor)",
+    backward_impl=autocast.off(_backward),
+    backward_fake=_backward_fake,
+    save=_save,
+    grads=_grads,
+)

@@ -1,0 +1,65 @@
+"""gated_dwconv for torch: schema, fake and autograd. Which backend runs is for backends.py to say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from cpl_kernels import autocast, backends
+from cpl_kernels.registration import NAMESPACE, register_differentiable
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, backend: str) -> Tensor:
+    return backends.select("gated_dwconv", backend, x, weight).forward(x, weight, bias, gelu)
+
+
+def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, backend: str) -> Tensor:
+    batch, channels, height, width = x.shape
+    return x.new_empty(batch, channels // 2, height, width)
+
+
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return backends.select("gated_dwconv", backend, x, weight).backward(dy, x, weight, bias, gelu)
+
+
+def _backward_fake(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = autocast.wide(x.dtype, weight.dtype)
+    return x.new_empty(x.shape), x.new_empty(weight.shape, dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, gelu, backend = inputs
+    ctx.save_for_backward(x, weight, bias)
+    ctx.gelu, ctx.backend = gelu, backend
+
+
+def _grads(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias = ctx.saved_tensors
+    dx, dweight, dbias = NAMESPACE.gated_dwconv_backward(dy, x, weight, bias, ctx.gelu, ctx.backend)
+    need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+    return (
+        dx if need_x else None,
+        dweight.to(weight.dtype) if need_weight else None,
+        dbias.to(bias.dtype) if need_bias else None,
+        None,
+        None,
+    )
+
+
+register_differentiable(
+    "gated_dwconv",
+    "(Tensor x, Tensor weight, Tensor? bias, bool gelu, str backend) -> Tensor",
+    impl=autocast.off(_forward),
+    fake=_forward_fake,
+    backward_schema="(Tensor dy, Tensor x, Tensor weight, Tensor? bias, bool gelu, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+    backward_impl=autocast.off(_backward),
+    backward_fake=_backward_fake,
+    save=_save,
+    grads=_grads,
+)

@@ -1,0 +1,101 @@
+"""route_topk for torch: checks, schema, fake and autograd. Which backend runs is for backends.py to say."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpl_kernels import autocast, backends, checks
+from cpl_kernels.registration import NAMESPACE, register_differentiable
+
+_warned = False
+
+
+def check(logits: Tensor, k: int, normalize: str) -> None:
+    """Everything about a routing call that can be said without looking at values."""
+    checks.floating("logits", logits)
+    checks.rank("logits", logits, "[B, N]")
+    if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
+        raise TypeError(f"k must be an int, got {type(k).__name__}")
+    prompts = logits.shape[1]
+    if not 1 <= k <= prompts:
+        raise ValueError(f"k must be from 1 to N = {prompts} (logits is {tuple(logits.shape)}), got {k}")
+    checks.one_of("normalize", normalize, ("none", "topk"))
+
+
+def check_values(logits: Tensor) -> None:
+    """Every row must have a softmax: neither NaN nor +inf in it, and not -inf throughout."""
+    if not checks.values_visible(logits) or logits.shape[0] == 0:
+        return
+    highest = logits.amax(dim=1)  # [B]; NaN wins, so it shows
+    finite = torch.isfinite(highest)
+    if not finite.all():
+        row = int((~finite).nonzero()[0])
+        raise ValueError(
+            f"logits has no softmax in row {row}: its largest entry is {float(highest[row])}; "
+            "look for a non-finite value in the router's input or weights"
+        )
+
+
+def warn_if_cut(k: int, renormalize: bool) -> None:
+    """Say once that k=1 with renormalised weights leaves the router without a gradient."""
+    global _warned
+    if renormalize and k == 1 and not _warned:
+        _warned = True
+        warnings.warn(
+            'route_topk: normalize="topk" with k=1 makes every weight 1, so the router gets no gradient '
+            'and does not learn; use normalize="none" or k >= 2',
+            stacklevel=2,
+        )
+
+
+def _forward(logits: Tensor, k: int, renormalize: bool, backend: str) -> tuple[Tensor, Tensor]:
+    check_values(logits)
+    warn_if_cut(k, renormalize)
+    return backends.select("route_topk", backend, logits).forward(logits, k, renormalize)
+
+
+def _forward_fake(logits: Tensor, k: int, renormalize: bool, backend: str) -> tuple[Tensor, Tensor]:
+    weights = logits.new_empty(logits.shape[0], k)
+    return weights, torch.empty_like(weights, dtype=torch.int64)
+
+
+def _backward(dweights: Tensor, logits: Tensor, indices: Tensor, renormalize: bool, backend: str) -> Tensor:
+    return backends.select("route_topk", backend, logits).backward(dweights, logits, indices, renormalize)
+
+
+def _backward_fake(
+    dweights: Tensor, logits: Tensor, indices: Tensor, renormalize: bool, backend: str
+) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    logits, _, renormalize, backend = inputs
+    _, indices = output
+    ctx.mark_non_differentiable(indices)
+    ctx.save_for_backward(logits, indices)
+    ctx.renormalize, ctx.backend = renormalize, backend
+
+
+def _grads(ctx: Any, dweights: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    logits, indices = ctx.saved_tensors
+    dlogits = NAMESPACE.route_topk_backward(dweights, logits, indices, ctx.renormalize, ctx.backend)
+    return dlogits, None, None, None
+
+
+register_differentiable(
+    "route_topk",
+    "(Tensor logits, int k, bool renormalize, str backend) -> (Tensor, Tensor)",
+    impl=autocast.off(_forward),
+    fake=_forward_fake,
+    backward_schema="(Tensor dweights, Tensor logits, Tensor indices, bool renormalize, str backend)"
+    " -> Tensor",
+    backward_impl=autocast.off(_backward),
+    backward_fake=_backward_fake,
+    save=_save,
+    grads=_grads,
+)
