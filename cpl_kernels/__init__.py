@@ -12,6 +12,7 @@ from cpl_kernels.channel_attention import channel_attention
 from cpl_kernels.feature_distances import feature_distances
 from cpl_kernels.gated_dwconv import gated_dwconv
 from cpl_kernels.layer_norm2d import layer_norm2d
+from cpl_kernels.route_negatives import route_negatives
 from cpl_kernels.route_topk import route_topk
 from cpl_kernels.sparse_prompt import sparse_prompt
 
@@ -23,6 +24,7 @@ __all__ = [
     "feature_distances",
     "gated_dwconv",
     "layer_norm2d",
+    "route_negatives",
     "route_topk",
     "show_config",
     "sparse_prompt",

@@ -16,11 +16,11 @@ def choose(logits: Tensor, k: int) -> Tensor:
 
 
 def weigh(logits: Tensor, indices: Tensor, renormalize: bool) -> Tensor:
-    """Softmax weights [B, k] of the given indices, over all N or over those alone, in fp32 or better."""
+    """Softmax weights of logits [..., N] at indices [..., k], over all N or those k, in fp32 or better."""
     logits = logits.to(wide(logits.dtype))
     if renormalize:
-        return logits.gather(1, indices).softmax(dim=1)
-    return logits.softmax(dim=1).gather(1, indices)
+        return logits.gather(-1, indices).softmax(dim=-1)
+    return logits.softmax(dim=-1).gather(-1, indices)
 
 
 def route_topk(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
