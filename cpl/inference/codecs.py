@@ -27,7 +27,7 @@ Tags = dict[int, tuple[int, Any]]  # tag -> (TIFF type, value)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Colour meaning, physical size, text and EXIF. Left out: what speaks of the old pixels (PLTE, tRNS,
 # bKGD, hIST, sBIT) and the time of change.
-_PNG_KEPT = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"mDCV", b"cLLI", b"pHYs", b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # fmt: skip
+_PNG_KEPT = frozenset(b"cICP iCCP sRGB gAMA cHRM mDCV cLLI pHYs eXIf tEXt zTXt iTXt".split())
 
 # Tags that describe how the pixels are laid out in the source file; the output has its own.
 _TIFF_LAYOUT = {

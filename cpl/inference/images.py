@@ -40,7 +40,7 @@ _DEEP = ("PNG", "TIFF")  # formats that we write with 16 bits
 _ALPHA = ("PNG", "TIFF", "WEBP")
 _EXIF = ("PNG", "JPEG", "TIFF", "WEBP")
 _QUALITY = 95  # JPEG and lossy WebP: coding noise well below what is left after restoring
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # BT.601; sums to 1, so grey stays grey
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # BT.601; sums to 1, so grey stays grey
 
 
 class ImageError(CplError):
@@ -108,7 +108,7 @@ def read_image(path: str | os.PathLike[str]) -> ImageFile:
         raise
     except image_module.DecompressionBombError as error:
         raise ImageError(
-            f"{source}: refused, {error}; if you trust it, cut it into parts, or raise PIL.Image.MAX_IMAGE_PIXELS"
+            f"{source}: refused, {error}; if you trust it, cut it up, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
     except image_module.UnidentifiedImageError as error:
         known = ", ".join(_FORMATS)
@@ -245,7 +245,7 @@ def _plain(image: Any, path: Path) -> Any:
     """The 8-bit image in mode L, LA, RGB or RGBA."""
     if image.mode == "CMYK":
         raise ImageError(
-            f"{path}: CMYK, whose colours depend on a printer's profile; convert it to RGB with that profile first"
+            f"{path}: CMYK, whose colours depend on a printing profile; convert it to RGB with that profile"
         )
     image.load()
     keyed = "transparency" in image.info
@@ -267,7 +267,7 @@ def _stored_pixels(rgb: np.ndarray, like: ImageFile, name: str) -> np.ndarray:
     bits = 16 if like.bits == 16 and name in _DEEP else 8
     dtype = np.uint16 if bits == 16 else np.uint8
     if like.grey:
-        rgb = (rgb.astype(np.float32) @ _LUMA)[:, :, None]
+        rgb = (rgb.astype(np.float32) @ LUMA)[:, :, None]
     pixels = np.rint(np.clip(rgb, 0, 1) * np.float32(2**bits - 1)).astype(dtype)
     if like.alpha is not None:
         alpha = like.alpha

@@ -1,0 +1,195 @@
+"""Many files: which inputs, which outputs, and one bad file does not stop the rest."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cpl.errors import CplError
+from cpl.inference.images import SUFFIXES, ImageFile, read_image, write_image
+
+# Errors after which the next file would fail in the same way.
+_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image file and where its restored copy goes."""
+
+    source: Path
+    target: Path
+
+
+@dataclass
+class Report:
+    """What became of the jobs: targets written, and (source, error) of those that failed."""
+
+    written: list[Path] = field(default_factory=list)
+    failed: list[tuple[Path, Exception]] = field(default_factory=list)
+    skipped: int = 0  # not tried, because an error was one that every file would meet
+
+
+def find_images(
+    inputs: Iterable[str | os.PathLike[str]], recursive: bool = False, leave_out: Path | None = None
+) -> list[tuple[Path, Path]]:
+    """The files that ``inputs`` (files, folders, glob patterns) name, each with its path in the output.
+
+    A file is taken whatever its name; a folder gives its files with an image's suffix, sorted, with
+    ``recursive`` those of its subfolders too, their place kept. Files whose name begins with a dot
+    are left out, and so is everything under ``leave_out`` (the output folder, if it lies inside an
+    input). A file named twice is taken once.
+
+    Raises:
+        CplError: an input is missing, a pattern matches nothing, or a folder holds no image.
+    """
+    found: dict[str, tuple[Path, Path]] = {}
+    for item in inputs:
+        for path in _expand(os.fspath(item)):
+            if path.is_dir():
+                files = [(file, file.relative_to(path)) for file in _walk(path, recursive, leave_out)]
+                if not files:
+                    deeper = "" if recursive else ", --recursive looks into its subfolders"
+                    raise CplError(f"{path}: no image in this folder ({' '.join(SUFFIXES)}{deeper})")
+            else:
+                files = [(path, Path(path.name))]
+            for file, relative in files:
+                found.setdefault(os.path.realpath(file), (file, relative))
+    return list(found.values())
+
+
+def plan(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    recursive: bool = False,
+    suffix: str = "",
+    overwrite: bool = False,
+) -> list[Job]:
+    """Decide every output before any work starts.
+
+    ``output`` is a file when there is one input file and it ends in an image suffix, else a folder
+    (made by `run`, if it is not there).
+
+    Raises:
+        CplError: an output would be an input (links are seen through), two inputs would have one
+            output, an output exists and ``overwrite`` is off, or the output folder cannot be one.
+    """
+    target = Path(output)
+    if os.sep in suffix or (os.altsep and os.altsep in suffix):
+        raise CplError(f"--suffix {suffix!r} is added to file names and cannot hold a {os.sep!r}")
+    images = find_images(inputs, recursive, leave_out=target)
+    single = len(inputs) == 1 and len(images) == 1 and not Path(inputs[0]).is_dir()
+    if single and not target.is_dir() and target.suffix.lower() in SUFFIXES:
+        source, relative = images[0]
+        jobs = [Job(source, target.with_name(f"{target.stem}{suffix}{target.suffix}"))]
+    elif target.exists() and not target.is_dir():
+        raise CplError(f"{target}: is a file; {len(images)} images need a folder as --output")
+    else:
+        jobs = [Job(s, target / r.with_name(f"{r.stem}{suffix}{r.suffix}")) for s, r in images]
+    _check(jobs, overwrite)
+    return jobs
+
+
+def run(
+    jobs: Sequence[Job],
+    restorer: Callable[[np.ndarray], np.ndarray],
+    on_error: Callable[[Path, Exception], None] | None = None,
+    on_done: Callable[[Job], None] | None = None,
+) -> Report:
+    """Read, restore and write every job; a file that fails is noted and the rest go on.
+
+    Args:
+        restorer: float32 [H, W, 3] in [0, 1] -> the same shape.
+        on_error, on_done: called as each job fails, and as each job ends either way.
+
+    Raises:
+        OSError: an output folder cannot be made.
+    """
+    for folder in {job.target.parent for job in jobs}:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "this folder cannot be written to", str(folder))
+    report = Report()
+    for number, job in enumerate(jobs):
+        try:
+            _restore_file(job, restorer)
+            report.written.append(job.target)
+        except (CplError, ValueError, OSError) as error:
+            report.failed.append((job.source, error))
+            if on_error is not None:
+                on_error(job.source, error)
+            if isinstance(error, OSError) and error.errno in _HOPELESS:
+                report.skipped = len(jobs) - number - 1
+                break
+        if on_done is not None:
+            on_done(job)
+    return report
+
+
+def _restore_file(job: Job, restorer: Callable[[np.ndarray], np.ndarray]) -> None:
+    file: ImageFile = read_image(job.source)
+    write_image(job.target, restorer(file.rgb), file)
+
+
+def _expand(item: str) -> list[Path]:
+    if os.path.lexists(item):  # a file may be called photo[1].png
+        if not os.path.exists(item):
+            raise CplError(f"{item}: a link that leads nowhere")
+        return [Path(item)]
+    if glob.has_magic(item):
+        matches = [Path(match) for match in sorted(glob.glob(os.path.expanduser(item), recursive=True))]
+        files = [match for match in matches if not match.is_dir()] or matches
+        if not files:
+            raise CplError(f"{item}: no file matches this pattern")
+        return files
+    raise CplError(f"{item}: no such file or folder")
+
+
+def _walk(folder: Path, recursive: bool, leave_out: Path | None) -> Iterator[Path]:
+    barred = leave_out.resolve() if leave_out is not None else None
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if recursive and not path.is_symlink() and path.resolve() != barred:
+                yield from _walk(path, recursive, leave_out)
+        elif path.suffix.lower() in SUFFIXES:
+            yield path
+
+
+def _check(jobs: Sequence[Job], overwrite: bool) -> None:
+    inputs: dict[tuple[int, int], Path] = {}
+    for job in jobs:
+        status = job.source.stat()
+        inputs[status.st_dev, status.st_ino] = job.source
+    claimed: dict[str, Path] = {}
+    existing: list[Path] = []
+    for job in jobs:
+        key = os.path.normcase(os.path.abspath(job.target))
+        if key in claimed:
+            raise CplError(
+                f"{claimed[key]} and {job.source} would both be written to {job.target}; "
+                "restore them into different folders"
+            )
+        claimed[key] = job.source
+        if os.path.lexists(job.target):
+            existing.append(job.target)
+        if job.target.exists():
+            status = job.target.stat()
+            source = inputs.get((status.st_dev, status.st_ino))
+            if source is not None:
+                raise CplError(
+                    f"{job.target} is the input {source}, and inputs are never overwritten; "
+                    "choose another --output, or a --suffix such as _restored"
+                )
+            if job.target.is_dir():
+                raise CplError(f"{job.target}: is a folder, where an image is to be written")
+    if existing and not overwrite:
+        more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise CplError(f"{existing[0]}{more} already there; --overwrite replaces, or choose another --output")

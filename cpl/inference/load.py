@@ -1,0 +1,72 @@
+"""A checkpoint made ready for use: loaded, checked and on its device."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from cpl.errors import CplError
+
+HOW_TO_GET_ONE = (
+    "'make demo' trains a small one in minutes, 'cpl train' trains your own, "
+    "and a released CPLIR, PromptIR or Restormer checkpoint loads as it is"
+)
+
+
+class WeightsError(CplError):
+    """A checkpoint whose weights cannot give an image."""
+
+
+def load_model(
+    checkpoint: str | os.PathLike[str], device: str | torch.device = "auto"
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a checkpoint for inference; weights that are not finite are refused by name.
+
+    Args:
+        checkpoint: any file that `cpl.load_checkpoint` reads.
+        device: "auto" (CUDA where there is one, else CPU) or a torch device.
+
+    Raises:
+        CplError: not a checkpoint, NaN or infinite weights, no such device.
+        FileNotFoundError: no such file.
+    """
+    from cpl.models import load_checkpoint
+
+    where = pick_device(device)  # before the load: a wrong device costs no time
+    model, info = load_checkpoint(checkpoint)
+    check_finite(model, str(checkpoint))
+    return model.to(where).eval(), info
+
+
+def check_finite(model: nn.Module, name: str) -> None:
+    """Raise WeightsError naming the first parameters or buffers that hold NaN or infinite values."""
+    bad = [key for key, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise WeightsError(
+            f"{name}: {bad[0]}{more} holds NaN or infinite values; the training diverged or the file is "
+            "damaged: use an earlier checkpoint"
+        )
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """ "auto", "cpu", "cuda", "cuda:1", ... as a torch device that exists here."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise CplError(f"no such device: {device!r}; use auto, cpu, cuda or cuda:1") from None
+    if where.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (where.index or 0) >= count:
+            raise CplError(f"device {device!r} is not here ({count} CUDA devices); use --device cpu")
+    elif where.type != "cpu":
+        try:
+            torch.empty(1, device=where)
+        except Exception as error:
+            raise CplError(f"device {device!r} does not work here: {error}") from error
+    return where

@@ -1,0 +1,186 @@
+"""Restore one image, whatever kind of object it is; the same kind comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cpl.errors import CplError
+from cpl.inference.images import LUMA
+
+Image = TypeVar("Image")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_RANGE_SLACK = 1e-3  # rounding of whatever made the image; a picture in 0..255 is far beyond it
+
+
+class RestoreError(CplError):
+    """An image that this model cannot restore on this device; the message says the size and the remedy."""
+
+
+def restore(
+    model: nn.Module,
+    image: Image,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype = "fp32",
+) -> Image:
+    """Run the model on a whole image and return the result as the same kind of object.
+
+    Args:
+        model: maps [B, 3, H, W] in [0, 1] to the same shape. Its training mode is put back afterwards.
+        image: one of
+            a PIL image (1, L, LA, P, RGB, RGBA, I;16: alpha is returned untouched, palette as RGB(A),
+            1-bit as L; pixels are taken as they lie, see PIL.ImageOps.exif_transpose for photos);
+            a NumPy array [H, W, 3] of uint8, uint16, or of a float type with values in [0, 1];
+            a floating-point tensor [3, H, W] or [B, 3, H, W] with values in [0, 1], on any device.
+        device: where to run, e.g. "cuda"; the model is moved there and stays. None: where it is.
+        dtype: "fp32", or "bf16" to run under autocast (half the memory, small differences).
+
+    Returns:
+        The restored image, clipped to [0, 1], of the same type, shape and dtype (and device) as given.
+
+    Raises:
+        TypeError: no such kind of image; ValueError: its shape, values or ``dtype`` are wrong.
+        RestoreError: out of memory, or the model gave NaN or infinite values.
+    """
+    pil = sys.modules.get("PIL.Image")  # whoever holds a PIL image has imported it
+    if pil is not None and isinstance(image, pil.Image):
+        return _restore_pil(model, image, device, dtype)
+    if isinstance(image, np.ndarray):
+        return _restore_array(model, image, device, dtype)  # type: ignore[return-value]
+    if isinstance(image, Tensor):
+        return _restore_tensor(model, image, device, dtype)  # type: ignore[return-value]
+    raise TypeError(f"want a PIL image, a NumPy array or a tensor, got {type(image).__name__}")
+
+
+def _restore_tensor(
+    model: nn.Module, image: Tensor, device: str | torch.device | None, dtype: str | torch.dtype
+) -> Tensor:
+    if not image.is_floating_point():
+        raise TypeError(f"want a floating-point tensor in [0, 1], got {image.dtype}: use image.float() / 255")
+    if image.ndim not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
+        raise ValueError(f"want a tensor [3, H, W] or [B, 3, H, W], got {tuple(image.shape)}")
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError("the image holds NaN or infinite values")
+    low, high = float(image.min()), float(image.max())
+    if low < -_RANGE_SLACK or high > 1 + _RANGE_SLACK:
+        raise ValueError(
+            f"image values reach from {low:.4g} to {high:.4g}, want [0, 1]: divide by the maximum, or clip"
+        )
+    batch = image.detach().reshape(-1, *image.shape[-3:])
+    restored = _run(model, batch.clamp(0, 1), device, dtype)
+    return restored.to(device=image.device, dtype=image.dtype).reshape(image.shape)
+
+
+def _restore_array(
+    model: nn.Module, image: np.ndarray, device: str | torch.device | None, dtype: str | torch.dtype
+) -> np.ndarray:
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"want an array [H, W, 3], got {image.shape}")
+    if image.dtype in (np.uint8, np.uint16):
+        scale = float(np.iinfo(image.dtype).max)
+    elif np.issubdtype(image.dtype, np.floating):
+        scale = 1.0
+    else:
+        raise TypeError(f"want uint8, uint16 or floating-point pixels, got {image.dtype}")
+    planes = np.moveaxis(image, -1, 0).astype(np.float32) / np.float32(scale)
+    restored = _restore_tensor(model, torch.from_numpy(np.ascontiguousarray(planes)), device, dtype)
+    result = np.ascontiguousarray(np.moveaxis(restored.numpy(), 0, -1))
+    if scale != 1.0:
+        result = np.rint(result * np.float32(scale))
+    return result.astype(image.dtype)
+
+
+def _restore_pil(
+    model: nn.Module, image: Any, device: str | torch.device | None, dtype: str | torch.dtype
+) -> Any:
+    from PIL import Image as pil
+
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    if image.mode not in ("L", "LA", "RGB", "RGBA", "I;16"):
+        raise TypeError(f"PIL mode {image.mode!r} is not supported: use image.convert('RGB')")
+    pixels = np.asarray(image)  # [H, W] or [H, W, 2 to 4]
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    colours = pixels.shape[2] - (pixels.shape[2] in (2, 4))
+    rgb = np.broadcast_to(pixels[:, :, :colours], (*pixels.shape[:2], 3))
+    if colours == 1:  # in float, so that the three channels are rounded once, as one
+        top = np.iinfo(pixels.dtype).max
+        grey = _restore_array(model, rgb.astype(np.float32) / np.float32(top), device, dtype) @ LUMA
+        restored = np.rint(grey[:, :, None] * top).astype(pixels.dtype)
+    else:
+        restored = _restore_array(model, rgb, device, dtype)
+    result = np.concatenate([restored, pixels[:, :, colours:]], axis=2)
+    made = pil.fromarray(np.ascontiguousarray(result[:, :, 0] if result.shape[2] == 1 else result))
+    made.info = dict(image.info)  # ICC profile and EXIF travel with the picture
+    return made
+
+
+def _run(
+    model: nn.Module, batch: Tensor, device: str | torch.device | None, dtype: str | torch.dtype
+) -> Tensor:
+    """[B, 3, H, W] in [0, 1] -> float32 of the same shape, on the device where it ran."""
+    number = _dtype(dtype)
+    first = next(model.parameters(), None)
+    where = (
+        torch.device(device) if device is not None else first.device if first is not None else batch.device
+    )
+    if device is not None:
+        model.to(where)
+    own = first.dtype if first is not None else torch.float32
+    height, width = batch.shape[-2:]
+    autocast = torch.autocast(where.type, dtype=torch.bfloat16, enabled=number is torch.bfloat16)
+    with _evaluating(model), torch.inference_mode(), autocast, _memory_errors(height, width, where):
+        restored = model(batch.to(device=where, dtype=own))
+    if restored.shape != batch.shape:
+        raise ValueError(f"the model gave {tuple(restored.shape)} for an image batch {tuple(batch.shape)}")
+    # A clone made outside of inference mode is an ordinary tensor, usable in autograd.
+    restored = restored.clone().float()
+    if not bool(torch.isfinite(restored).all()):
+        raise RestoreError(
+            f"the model gave NaN or infinite values on a {width}x{height} image: its weights are damaged"
+            + (", or bf16 is too coarse for them: use fp32" if number is torch.bfloat16 else "")
+        )
+    return restored.clamp_(0, 1)
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    number = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if number is None or number not in DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return number
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextlib.contextmanager
+def _memory_errors(height: int, width: int, device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        text = str(error)
+        short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text
+        if not short:
+            raise
+        other = "--dtype bf16 or a smaller image" if device.type != "cpu" else "a smaller image"
+        raise RestoreError(
+            f"not enough memory on {device} for a {width}x{height} image "
+            f"({width * height / 1e6:.1f} megapixels): try {other}"
+        ) from error
