@@ -1,0 +1,121 @@
+"""``cpl train``: train a model by a preset, resume a run, or fine-tune a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+
+HELP = "train a model by a preset"
+EXTRA: str | None = "train"
+NEEDS = ("accelerate", "pydantic", "yaml", "rich", "safetensors", "skimage", "tensorboard")
+DESCRIPTION = """\
+Train a restoration model. A PRESET is the name of one that comes with the package (demo, three_task,
+five_task, cdd11, all_weather, weatherbench, smoke) or a YAML file; FIELD=VALUE changes its fields.
+The run's checkpoints, logs and best.safetensors go to its folder (runs/PRESET, or --output).
+
+Ctrl-C saves a checkpoint and stops; --resume continues as if it had never stopped.
+Several GPUs: accelerate launch -m cpl train PRESET ...
+"""
+EPILOG = """\
+examples:
+  cpl train demo                                         a small model on bundled photos, on a CPU
+  cpl train three_task BSD400=~/BSD400 WED=~/WED RAIN100L=~/Rain100L OTS=~/OTS
+  cpl train three_task ... batch_size=4 optimizer.lr=1e-4 mixed_precision=bf16
+  cpl train demo --dry-run                               print every field and its value
+  cpl train --resume runs/demo                           continue a run
+  cpl train mine.yaml --init model.safetensors --output runs/mine
+"""
+
+# What a shell reports for a process that a signal ended.
+_SIGNALLED = 128
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``cpl train``."""
+    parser.add_argument(
+        "preset",
+        nargs="?",
+        metavar="PRESET",
+        help="a preset's name or a YAML file; not needed with --resume DIR",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="FIELD=VALUE", help="change a field, for example optimizer.lr=1e-4"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="more_overrides",
+        help="the same, as an option",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="DIR",
+        help="continue the run in its folder, or in DIR (a run, or one of its checkpoints)",
+    )
+    parser.add_argument("--init", metavar="CHECKPOINT", help="start from these weights (fine-tuning)")
+    parser.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/PRESET)")
+    parser.add_argument("--deterministic", action="store_true", help="same bits from run to run on a GPU too")
+    parser.add_argument(
+        "--allow-thread-change",
+        action="store_true",
+        help="resume at another thread count, without the promise of equal bits",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; 0 when the last step is done, 130 after Ctrl-C, 143 after SIGTERM."""
+    from cpl.training import Trainer
+
+    config = _config(args)
+    if args.dry_run:
+        print(config.to_yaml(), end="")
+        return 0
+    trainer = Trainer(config, resume=args.resume, allow_thread_change=args.allow_thread_change)
+    result = trainer.run()
+    if os.environ.get("RANK", "0") != "0":
+        return _SIGNALLED + result.signal if result.signal else 0
+    if result.signal:
+        name = signal.Signals(result.signal).name
+        print(f"stopped by {name} at step {result.step} of {result.steps}, which is saved", file=sys.stderr)
+        print(f"continue with: cpl train --resume {result.run_dir}", file=sys.stderr)
+        return _SIGNALLED + result.signal
+    best = result.run_dir / "best.safetensors"
+    model = best if best.exists() else result.run_dir / "last.safetensors"
+    print(f"done: {result.steps} steps; restore photos with: cpl restore PHOTO --checkpoint {model}")
+    return 0
+
+
+def _config(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # its type is behind the extra
+    from pathlib import Path
+
+    from cpl.errors import CplError
+    from cpl.training import load_preset, stored_config
+
+    overrides = [*args.overrides, *args.more_overrides]
+    preset = args.preset
+    if preset is not None and "=" in preset and not Path(preset).exists():
+        overrides.insert(0, preset)  # `cpl train --resume DIR field=value`: there was no preset
+        preset = None
+    if args.output is not None:
+        overrides.append(f"output_dir={args.output!r}")
+    if args.init is not None:
+        if args.resume:
+            raise CplError("--init starts a new run and --resume continues one: give one of them")
+        overrides.append(f"init={args.init!r}")
+    if args.deterministic:
+        overrides.append("deterministic=true")
+    if preset is not None:
+        return load_preset(preset, overrides)
+    if isinstance(args.resume, str):
+        return stored_config(args.resume, overrides)
+    from cpl.training import preset_names
+
+    raise CplError(f"which preset? cpl train PRESET, one of {', '.join(preset_names())}, or a YAML file")

@@ -1,0 +1,58 @@
+"""One training step's arithmetic as a module, so that DDP and autocast see a plain forward()."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class StepOutput(NamedTuple):
+    """``loss``: scalar; ``mse``: [B], of the restored image clipped to [0, 1], without gradient;
+    ``parts``: the loss's terms, scalars without gradient."""
+
+    loss: Tensor
+    mse: Tensor
+    parts: dict[str, Tensor]
+
+
+class TrainingStep(nn.Module):
+    """Restores a batch and measures the loss.
+
+    DistributedDataParallel synchronises what runs inside its module's forward(); a direct call of
+    ``model.forward_with_negatives`` would train every rank on its own, unnoticed.
+
+    Args:
+        model: maps [B, 3, H, W] to [B, 3, H, W]; for ``num_negatives`` > 0 it also has
+            ``forward_with_negatives(x, K, generator)``.
+        criterion: ``criterion(restored, target, negatives, return_parts)``; None is plain L1.
+        num_negatives: K, negatives per image.
+    """
+
+    def __init__(self, model: nn.Module, criterion: nn.Module | None = None, num_negatives: int = 0) -> None:
+        super().__init__()
+        if (criterion is None) != (num_negatives == 0):
+            raise ValueError(f"negatives serve a contrastive criterion only, got {criterion} and {num_negatives}")
+        self.model, self.criterion, self.num_negatives = model, criterion, num_negatives
+
+    def forward(self, degraded: Tensor, target: Tensor, draw: int, want_parts: bool = False) -> StepOutput:
+        """``draw`` seeds the negative prompts of this batch; the same number draws the same ones.
+
+        ``want_parts``: the loss's terms too, which may cost another pass of the feature network.
+        """
+        parts: dict[str, Tensor] = {}
+        if self.criterion is None:
+            restored = self.model(degraded)
+            loss = F.l1_loss(restored, target)
+        else:
+            generator = torch.Generator().manual_seed(draw)
+            restored, negatives = self.model.forward_with_negatives(  # type: ignore[operator]
+                degraded, self.num_negatives, generator
+            )
+            result = self.criterion(restored, target, negatives, return_parts=want_parts)
+            loss, parts = result if want_parts else (result, {})
+        with torch.no_grad():
+            mse = (restored.float().clamp(0, 1) - target.float()).square().mean(dim=(1, 2, 3))
+        return StepOutput(loss, mse, parts)
