@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from cpl.cli.common import add_device_arguments
+
 HELP = "restore photos with a trained model"
 DESCRIPTION = """\
 Restore photos: one network removes noise, blur, rain, haze or darkness, whichever it finds.
@@ -44,23 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
 
 
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """--device and --dtype, the same for every command that runs a model."""
-    parser.add_argument(
-        "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1 (default: auto)"
-    )
-    parser.add_argument(
-        "--dtype",
-        default="fp32",
-        choices=("fp32", "bf16"),
-        help="fp32, or bf16 for half the memory and small differences (default: fp32)",
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from cpl.cli import one_line
+    from cpl.cli.common import ProgressBar
     from cpl.errors import CplError
     from cpl.inference import folder
     from cpl.inference.load import HOW_TO_GET_ONE, load_model
@@ -76,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     def restorer(image: np.ndarray) -> np.ndarray:
         return restore(model, image, dtype=args.dtype)
 
-    with progress_bar("restoring", len(jobs)) as bar:
+    with ProgressBar("restoring", len(jobs)) as bar:
         report = folder.run(
             jobs,
             restorer,
@@ -94,39 +84,3 @@ def run(args: argparse.Namespace) -> int:
 
 def _named(path: str, message: str) -> str:
     return message if path in message else f"{path}: {message}"
-
-
-class progress_bar:
-    """A rich progress bar with time left, on stderr; nothing is drawn when that is not a terminal."""
-
-    def __init__(self, label: str, total: int | None) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self._task = self._progress.add_task(label, total=total)
-
-    def __enter__(self) -> progress_bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def advance(self) -> None:
-        self._progress.advance(self._task)
-
-    def say(self, text: str) -> None:
-        """Print a line on stderr without tearing the bar."""
-        if self._progress.disable:
-            print(text, file=sys.stderr)
-        else:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)

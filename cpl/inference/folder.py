@@ -86,7 +86,7 @@ def plan(
     images = find_images(inputs, recursive, leave_out=target)
     single = len(inputs) == 1 and len(images) == 1 and not Path(inputs[0]).is_dir()
     if single and not target.is_dir() and target.suffix.lower() in SUFFIXES:
-        source, relative = images[0]
+        source = images[0][0]
         jobs = [Job(source, target.with_name(f"{target.stem}{suffix}{target.suffix}"))]
     elif target.exists() and not target.is_dir():
         raise CplError(f"{target}: is a file; {len(images)} images need a folder as --output")

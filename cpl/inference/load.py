@@ -16,40 +16,23 @@ HOW_TO_GET_ONE = (
 )
 
 
-class WeightsError(CplError):
-    """A checkpoint whose weights cannot give an image."""
-
-
 def load_model(
     checkpoint: str | os.PathLike[str], device: str | torch.device = "auto"
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a checkpoint for inference; weights that are not finite are refused by name.
+    """Load a checkpoint for inference. (NaN weights are refused by name in `cpl.load_checkpoint`.)
 
     Args:
         checkpoint: any file that `cpl.load_checkpoint` reads.
         device: "auto" (CUDA where there is one, else CPU) or a torch device.
 
     Raises:
-        CplError: not a checkpoint, NaN or infinite weights, no such device.
-        FileNotFoundError: no such file.
+        CplError: no such file, not a checkpoint, NaN or infinite weights, no such device.
     """
     from cpl.models import load_checkpoint
 
     where = pick_device(device)  # before the load: a wrong device costs no time
     model, info = load_checkpoint(checkpoint)
-    check_finite(model, str(checkpoint))
     return model.to(where).eval(), info
-
-
-def check_finite(model: nn.Module, name: str) -> None:
-    """Raise WeightsError naming the first parameters or buffers that hold NaN or infinite values."""
-    bad = [key for key, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise WeightsError(
-            f"{name}: {bad[0]}{more} holds NaN or infinite values; the training diverged or the file is "
-            "damaged: use an earlier checkpoint"
-        )
 
 
 def pick_device(device: str | torch.device) -> torch.device:
