@@ -11,6 +11,7 @@ from cpl_kernels.backends import config, show_config, use_backend
 from cpl_kernels.channel_attention import channel_attention
 from cpl_kernels.feature_distances import feature_distances
 from cpl_kernels.gated_dwconv import gated_dwconv
+from cpl_kernels.info_nce import info_nce
 from cpl_kernels.layer_norm2d import layer_norm2d
 from cpl_kernels.route_negatives import route_negatives
 from cpl_kernels.route_topk import route_topk
@@ -23,6 +24,7 @@ __all__ = [
     "config",
     "feature_distances",
     "gated_dwconv",
+    "info_nce",
     "layer_norm2d",
     "route_negatives",
     "route_topk",

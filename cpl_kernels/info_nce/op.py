@@ -1,0 +1,215 @@
+"""info_nce for torch: schema, fake and autograd. Which backend runs is for backends.py to say.
+
+Besides the loss, the op returns what its backward needs of each row, and with symmetric of each column:
+the log-sum-exp, in the dtype of accumulation, +inf where there is no positive (so that the softmax
+of a row left out is zero) and NaN where the target is out of range; and the number of positives, int64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpl_kernels import autocast, backends, checks
+from cpl_kernels.registration import NAMESPACE, register_differentiable
+
+
+def check_values(
+    queries: int, keys: int | None, targets: Tensor | None, temperature: Tensor, ignore_index: int
+) -> None:
+    """``keys`` is None where the keys are the queries."""
+    if not checks.values_visible(temperature):
+        return
+    if not 0 < float(temperature) < float("inf"):
+        raise ValueError(f"temperature must be a positive finite number, got {float(temperature)}")
+    if targets is None:
+        return
+    last = (queries if keys is None else keys) - 1
+    bad = (targets != ignore_index) & ((targets < 0) | (targets > last))
+    if bad.any():
+        raise ValueError(
+            f"targets must be from 0 to M-1 = {last} or ignore_index = {ignore_index}, "
+            f"got {int(targets[bad][0])}"
+        )
+    if keys is None and (targets == torch.arange(queries, device=targets.device)).any():
+        raise ValueError(
+            "with key=None a query is not compared with itself, so targets[i] = i is no positive; "
+            "give the index of the other view"
+        )
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    targets: Tensor | None,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    temperature: Tensor,
+    symmetric: bool,
+    ignore_index: int,
+    reduction: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_values(query.shape[0], None if key is None else key.shape[0], targets, temperature, ignore_index)
+    return backends.select("info_nce", backend, query).forward(
+        query,
+        key,
+        queue,
+        targets,
+        query_labels,
+        key_labels,
+        temperature,
+        symmetric,
+        ignore_index,
+        reduction,
+    )
+
+
+def _forward_fake(
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    targets: Tensor | None,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    temperature: Tensor,
+    symmetric: bool,
+    ignore_index: int,
+    reduction: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows, columns = query.shape[0], (query if key is None else key).shape[0] if symmetric else 0
+    dtype = autocast.wide(query.dtype)
+    return (
+        query.new_empty((rows,) if reduction == "none" else (), dtype=dtype),
+        query.new_empty(rows, dtype=dtype),
+        query.new_empty(rows, dtype=torch.int64),
+        query.new_empty(columns, dtype=dtype),
+        query.new_empty(columns, dtype=torch.int64),
+    )
+
+
+def _backward(
+    dloss: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    targets: Tensor | None,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    temperature: Tensor,
+    row_lse: Tensor,
+    row_positives: Tensor,
+    column_lse: Tensor,
+    column_positives: Tensor,
+    symmetric: bool,
+    ignore_index: int,
+    reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return backends.select("info_nce", backend, query).backward(
+        dloss,
+        query,
+        key,
+        queue,
+        targets,
+        query_labels,
+        key_labels,
+        temperature,
+        row_lse,
+        row_positives,
+        column_lse,
+        column_positives,
+        symmetric,
+        ignore_index,
+        reduction,
+        need_query,
+        need_key,
+        need_temperature,
+    )
+
+
+def _backward_fake(
+    dloss: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    targets: Tensor | None,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    temperature: Tensor,
+    row_lse: Tensor,
+    row_positives: Tensor,
+    column_lse: Tensor,
+    column_positives: Tensor,
+    symmetric: bool,
+    ignore_index: int,
+    reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A gradient that is not needed is an empty tensor, of shape [0]."""
+    return (
+        query.new_empty(query.shape if need_query else (0,)),
+        query.new_empty(key.shape if need_key and key is not None else (0,)),
+        temperature.new_empty(() if need_temperature else (0,)),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, symmetric, ignore_index, reduction, backend = inputs
+    _, *statistics = output
+    ctx.mark_non_differentiable(*statistics)
+    ctx.save_for_backward(*tensors, *statistics)
+    ctx.symmetric, ctx.ignore_index, ctx.reduction, ctx.backend = symmetric, ignore_index, reduction, backend
+
+
+def _grads(ctx: Any, dloss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    need_query, need_key, need_temperature = (ctx.needs_input_grad[i] for i in (0, 1, 6))
+    dquery, dkey, dtemperature = NAMESPACE.info_nce_backward(
+        dloss,
+        *ctx.saved_tensors,
+        ctx.symmetric,
+        ctx.ignore_index,
+        ctx.reduction,
+        need_query,
+        need_key,
+        need_temperature,
+        ctx.backend,
+    )
+    return (
+        dquery if need_query else None,
+        dkey if need_key else None,
+        *(None,) * 4,
+        dtemperature if need_temperature else None,
+        *(None,) * 4,
+    )
+
+
+_INPUTS = (
+    "Tensor query, Tensor? key, Tensor? queue, Tensor? targets, Tensor? query_labels, Tensor? key_labels, "
+    "Tensor temperature, "
+)
+
+register_differentiable(
+    "info_nce",
+    f"({_INPUTS}bool symmetric, int ignore_index, str reduction, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    impl=autocast.off(_forward),
+    fake=_forward_fake,
+    backward_schema=f"(Tensor dloss, {_INPUTS}Tensor row_lse, Tensor row_positives, Tensor column_lse, "
+    "Tensor column_positives, bool symmetric, int ignore_index, str reduction, bool need_query, bool need_key, "
+    "bool need_temperature, str backend) -> (Tensor, Tensor, Tensor)",
+    backward_impl=autocast.off(_backward),
+    backward_fake=_backward_fake,
+    save=_save,
+    grads=_grads,
+)
