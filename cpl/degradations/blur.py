@@ -1,0 +1,41 @@
+"""Blur of either kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from cpl.degradations.base import Degradation
+from cpl.degradations.defocus_blur import DefocusBlur
+from cpl.degradations.motion_blur import MotionBlur
+from cpl.degradations.parameters import Setting, number, word
+
+
+@dataclass(frozen=True)
+class Blur(Degradation):
+    """Motion blur or defocus blur, drawn per image; see :class:`MotionBlur` and :class:`DefocusBlur`."""
+
+    name: ClassVar[str] = "blur"
+    formula: ClassVar[str] = "y = k * x, k: camera path (motion) or disc (defocus)"
+    source: ClassVar[str] = "as motion_blur and defocus_blur"
+
+    kind: Setting = word("motion|defocus", ("motion", "defocus"), "which blur")
+    length: Setting = number("5..15", 0, 100, "motion: length of the path", "(pixels)")
+    angle: Setting = number("0..180", -360, 360, "motion: direction", "(degrees from horizontal)")
+    bend: Setting = number("-60..60", -360, 360, "motion: turn from start to end", "(degrees)")
+    radius: Setting = number("1.5..4", 0, 50, "defocus: radius of the disc", "(pixels)")
+    light: Setting = word("srgb", ("srgb", "linear"), "what is averaged: stored values or linear light")
+
+    @property
+    def margin(self) -> int:
+        return max(self._part(kind).margin for kind in self.kind.options)
+
+    def _part(self, kind: str) -> Degradation:
+        if kind == "motion":
+            return MotionBlur(length=self.length, angle=self.angle, bend=self.bend, light=self.light)
+        return DefocusBlur(radius=self.radius, light=self.light)
+
+    def _degrade(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return self._part(self.draw_word("kind", rng))._degrade(image, rng)
