@@ -24,7 +24,9 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module("cpl_kernels._core"), ""
     except ModuleNotFoundError:
-        return None, build_info().get("native_reason", "it was not built: no compiler was found at install time")
+        return None, build_info().get(
+            "native_reason", "it was not built: no compiler was found at install time"
+        )
     except ImportError as error:
         return None, f"it does not load ({error}); rebuild it: {REBUILD}"
 
@@ -55,7 +57,9 @@ def missing(cuda: bool = False) -> str | None:
     if _CORE is None:
         return f"the native core is missing: {MISSING_BECAUSE}"
     if cuda and not _CORE.HAS_CUDA:
-        return f"the native core was built without CUDA: {build_info().get('cuda_reason', 'nvcc was not found')}"
+        return (
+            f"the native core was built without CUDA: {build_info().get('cuda_reason', 'nvcc was not found')}"
+        )
     return None
 
 

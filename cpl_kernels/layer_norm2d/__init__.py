@@ -61,5 +61,7 @@ def layer_norm2d(
     checks.same_device(x=x, weight=weight, bias=bias)
     if not eps >= 0:
         raise ValueError(f"eps must be >= 0, got {eps}")
-    y, _, _ = NAMESPACE.layer_norm2d(x, weight, bias, eps, center, backends.requested("layer_norm2d", backend))
+    y, _, _ = NAMESPACE.layer_norm2d(
+        x, weight, bias, eps, center, backends.requested("layer_norm2d", backend)
+    )
     return y

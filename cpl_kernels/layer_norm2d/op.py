@@ -20,7 +20,7 @@ def _forward(
 def _forward_fake(
     x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, center: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return layout.empty_like(x), *(_statistics_like(x) for _ in range(2))
+    return layout.empty_like(x), _statistics_like(x), _statistics_like(x)
 
 
 def _backward(
@@ -32,7 +32,7 @@ def _backward(
 def _backward_fake(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, center: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return layout.empty_like(x), *(mean.new_empty(weight.shape) for _ in range(2))
+    return layout.empty_like(x), mean.new_empty(weight.shape), mean.new_empty(weight.shape)
 
 
 def _statistics_like(x: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ _BACKWARD_ELEMENTS = 4096  # two tiles, x and dy, are alive at once
 _MAX_PIXELS = 128  # longer rows bring no wider loads
 _MAX_CHANNELS = 4096  # above this a tile of one pixel row no longer fits
 _MAX_ROWS = 528  # persistent programs: four for each of 132 multiprocessors
-_INTERPRETED = triton.runtime.interpreter.InterpretedFunction
 
 
 def why_not(x: Tensor) -> str | None:
@@ -27,8 +26,10 @@ def why_not(x: Tensor) -> str | None:
         return "it has no float64 kernel"
     if x.shape[1] > _MAX_CHANNELS:
         return f"it serves up to {_MAX_CHANNELS} channels and x has {x.shape[1]}"
-    if x.device.type != "cuda" and not isinstance(forward_kernel, _INTERPRETED):
-        return f"it runs on CUDA tensors and x is on {x.device}; on CPU set TRITON_INTERPRET=1 before the import"
+    if x.device.type != "cuda" and isinstance(forward_kernel, triton.JITFunction):
+        return (
+            f"it runs on CUDA tensors and x is on {x.device}; on CPU set TRITON_INTERPRET=1 before the import"
+        )
     return None
 
 
@@ -85,7 +86,9 @@ def backward_kernel(
         w = tl.load(weight + channel, channel < channels, 0.0)
         mu = tl.load(mean + batch * pixels + pixel, pixel < pixels, 0.0)  # [1, BLOCK_P]
         r = tl.load(rstd + batch * pixels + pixel, pixel < pixels, 0.0)
-        value = tl.load(x + batch * x_batch + channel * x_channel + pixel * x_pixel, inside, 0.0).to(tl.float32)
+        value = tl.load(x + batch * x_batch + channel * x_channel + pixel * x_pixel, inside, 0.0).to(
+            tl.float32
+        )
         up = tl.load(dy + batch * dy_batch + channel * dy_channel + pixel * dy_pixel, inside, 0.0)
         up = up.to(tl.float32)
         h = tl.where(inside, (value - mu) * r, 0.0)
@@ -106,7 +109,7 @@ def backward_kernel(
 
 
 def _blocks(x: Tensor, elements: int) -> dict[str, int]:
-    batch, channels, height, width = x.shape
+    _, channels, height, width = x.shape
     block_c = triton.next_power_of_2(channels)
     block_p = max(1, min(elements // block_c, _MAX_PIXELS, triton.next_power_of_2(height * width)))
     return {"BLOCK_C": block_c, "BLOCK_P": block_p}

@@ -30,11 +30,11 @@ Isa choose() {
   for (Isa isa : kBestFirst) {
     if (forced ? std::strcmp(forced, isa_name(isa)) == 0 : supported(isa)) {
       if (supported(isa)) return isa;
-      throw std::runtime_error(std::string("CPL_ISA=") + forced +
-                               ": this CPU or this build does not have it; unset CPL_ISA");
+      throw std::invalid_argument(std::string("CPL_ISA=") + forced +
+                                  ": this CPU or this build does not have it; unset CPL_ISA");
     }
   }
-  throw std::runtime_error(std::string("CPL_ISA=") + forced + ": must be baseline, avx2 or avx512");
+  throw std::invalid_argument(std::string("CPL_ISA=") + forced + ": must be baseline, avx2 or avx512");
 }
 
 }  // namespace

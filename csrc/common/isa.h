@@ -28,14 +28,14 @@ const char* isa_name(Isa isa);
 
 // Calls the active instruction set's copy: CPL_CALL_ISA(layer_norm2d_forward(args)).
 #if defined(CPL_X86_VARIANTS)
-#define CPL_CALL_ISA(call)             \
-  switch (::cpl::active_isa()) {       \
-    case ::cpl::Isa::kAvx512:          \
-      return ::cpl::avx512::call;      \
-    case ::cpl::Isa::kAvx2:            \
-      return ::cpl::avx2::call;        \
-    default:                           \
-      return ::cpl::baseline::call;    \
+#define CPL_CALL_ISA(call)          \
+  switch (::cpl::active_isa()) {    \
+    case ::cpl::Isa::kAvx512:       \
+      return ::cpl::avx512::call;   \
+    case ::cpl::Isa::kAvx2:         \
+      return ::cpl::avx2::call;     \
+    default:                        \
+      return ::cpl::baseline::call; \
   }
 #else
 #define CPL_CALL_ISA(call) return ::cpl::baseline::call

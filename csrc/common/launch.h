@@ -12,10 +12,10 @@
 #include "common/dtype.h"
 
 // The one way in which a kernel is launched, so that a CPU emulator can take its place.
-#define CPL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                            \
-  do {                                                                                        \
+#define CPL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                               \
+  do {                                                                                           \
     kernel<<<(grid), (block), (shared_bytes), static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); \
-    ::cpl::cuda::check(cudaGetLastError(), #kernel);                                          \
+    ::cpl::cuda::check(cudaGetLastError(), #kernel);                                             \
   } while (0)
 
 namespace cpl::cuda {

@@ -9,8 +9,8 @@ namespace cpl::bind {
 inline LayerNorm2dForward layer_norm2d_forward_args(ImageView x, ImageView y, Address weight, Address bias,
                                                     Address mean, Address rstd, int64_t batch, int64_t channels,
                                                     int64_t pixels, double eps, bool center, int dtype) {
-  return {x,    y,   pointer(weight), pointer(bias), pointer(mean), pointer(rstd), {batch, channels, pixels},
-          eps,  center, static_cast<DType>(dtype)};
+  return {x,   y,      pointer(weight),          pointer(bias), pointer(mean), pointer(rstd), {batch, channels, pixels},
+          eps, center, static_cast<DType>(dtype)};
 }
 
 inline LayerNorm2dBackward layer_norm2d_backward_args(ImageView dy, ImageView x, ImageView dx, Address weight,
@@ -34,16 +34,15 @@ inline void layer_norm2d_forward(ImageView x, ImageView y, Address weight, Addre
                                  int64_t batch, int64_t channels, int64_t pixels, double eps, bool center, int dtype,
                                  int threads) {
   CPL_CALL_ISA(layer_norm2d_forward(
-      layer_norm2d_forward_args(x, y, weight, bias, mean, rstd, batch, channels, pixels, eps, center, dtype),
-      threads));
+      layer_norm2d_forward_args(x, y, weight, bias, mean, rstd, batch, channels, pixels, eps, center, dtype), threads));
 }
 
 inline void layer_norm2d_backward(ImageView dy, ImageView x, ImageView dx, Address weight, Address mean, Address rstd,
                                   Address dweight, Address dbias, int64_t batch, int64_t channels, int64_t pixels,
                                   bool center, int dtype, int threads) {
-  CPL_CALL_ISA(layer_norm2d_backward(layer_norm2d_backward_args(dy, x, dx, weight, mean, rstd, dweight, dbias, batch,
-                                                                channels, pixels, center, dtype),
-                                     threads));
+  CPL_CALL_ISA(layer_norm2d_backward(
+      layer_norm2d_backward_args(dy, x, dx, weight, mean, rstd, dweight, dbias, batch, channels, pixels, center, dtype),
+      threads));
 }
 
 #if defined(CPL_WITH_CUDA)
@@ -62,9 +61,9 @@ inline void layer_norm2d_forward_cuda(ImageView x, ImageView y, Address weight, 
 inline void layer_norm2d_backward_cuda(ImageView dy, ImageView x, ImageView dx, Address weight, Address mean,
                                        Address rstd, Address dweight, Address dbias, int64_t batch, int64_t channels,
                                        int64_t pixels, bool center, int dtype, Address partial, Address stream) {
-  cuda::layer_norm2d_backward(layer_norm2d_backward_args(dy, x, dx, weight, mean, rstd, dweight, dbias, batch,
-                                                         channels, pixels, center, dtype),
-                              pointer(partial), pointer(stream));
+  cuda::layer_norm2d_backward(
+      layer_norm2d_backward_args(dy, x, dx, weight, mean, rstd, dweight, dbias, batch, channels, pixels, center, dtype),
+      pointer(partial), pointer(stream));
 }
 #endif
 

@@ -25,8 +25,8 @@ constexpr int64_t kFlush = 64;               // pixels summed in fp32 before goi
 // Depends on the size alone, never on the thread count: same tiles, same bits.
 int64_t tile_pixels(const LayerNorm2dSize& size) {
   int64_t tile = kMaxTile;
-  while (tile > kMinTile && (tile * size.channels > kScratchElements ||
-                             size.batch * ((size.pixels + tile - 1) / tile) < kTilesWanted)) {
+  while (tile > kMinTile &&
+         (tile * size.channels > kScratchElements || size.batch * ((size.pixels + tile - 1) / tile) < kTilesWanted)) {
     tile /= 2;
   }
   return tile;
@@ -44,9 +44,7 @@ Tile tile_at(const LayerNorm2dSize& size, int64_t tile, int64_t index) {
   return {index / per_image, pixel, pixel + tile <= size.pixels ? tile : size.pixels - pixel};
 }
 
-int64_t tile_count(const LayerNorm2dSize& size, int64_t tile) {
-  return size.batch * ((size.pixels + tile - 1) / tile);
-}
+int64_t tile_count(const LayerNorm2dSize& size, int64_t tile) { return size.batch * ((size.pixels + tile - 1) / tile); }
 
 template <typename A>
 A* offset(const void* statistics, const LayerNorm2dSize& size, const Tile& t) {
@@ -99,11 +97,11 @@ void backward_planar_tile(const LayerNorm2dBackward& args, const Tile& t, int64_
   const A* __restrict rstd = offset<A>(args.rstd, args.size, t);
   const A* weight = static_cast<const A*>(args.weight);
   const bool center = args.center;
-  A* __restrict h_all = buffer;                        // [C, tile]
-  A* __restrict g_all = h_all + channels * tile;       // [C, tile]
-  A* __restrict mean_g = g_all + channels * tile;      // [tile]
-  A* __restrict mean_gn = mean_g + tile;               // [tile]
-  A* __restrict lift = mean_gn + tile;                 // [tile]: n = h + lift
+  A* __restrict h_all = buffer;                    // [C, tile]
+  A* __restrict g_all = h_all + channels * tile;   // [C, tile]
+  A* __restrict mean_g = g_all + channels * tile;  // [tile]
+  A* __restrict mean_gn = mean_g + tile;           // [tile]
+  A* __restrict lift = mean_gn + tile;             // [tile]: n = h + lift
   for (int64_t p = 0; p < n; ++p) {
     mean_g[p] = mean_gn[p] = 0;
     lift[p] = center ? A(0) : mean[p] * rstd[p];
@@ -243,8 +241,7 @@ void layer_norm2d_forward(const LayerNorm2dForward& args, int threads) {
     if (planar(args.x)) {
       parallel_for(count, threads, sizeof(A) * static_cast<size_t>(tile * args.size.channels),
                    [&](int64_t i, char* scratch) {
-                     forward_planar_tile<T, A>(args, tile_at(args.size, tile, i), tile,
-                                               reinterpret_cast<A*>(scratch));
+                     forward_planar_tile<T, A>(args, tile_at(args.size, tile, i), tile, reinterpret_cast<A*>(scratch));
                    });
     } else {
       parallel_for(count, threads, 0, [&](int64_t i, char*) {

@@ -16,12 +16,12 @@
 namespace cpl::cuda {
 namespace {
 
-constexpr int kPixels = 64;                  // two warps side by side: 256-byte rows of fp32
-constexpr int kGroups = 4;                   // 256 threads a block
+constexpr int kPixels = 64;  // two warps side by side: 256-byte rows of fp32
+constexpr int kGroups = 4;   // 256 threads a block
 constexpr int kWarp = 32;
-constexpr int kWarps = 8;                    // pixels a block holds at once, channels-last
-constexpr int64_t kMaxRows = 528;            // persistent blocks: four on each of 132 multiprocessors
-constexpr int64_t kTilesPerRow = 4;          // below this a row costs more than it saves
+constexpr int kWarps = 8;            // pixels a block holds at once, channels-last
+constexpr int64_t kMaxRows = 528;    // persistent blocks: four on each of 132 multiprocessors
+constexpr int64_t kTilesPerRow = 4;  // below this a row costs more than it saves
 constexpr int kReduceThreads = 256;
 
 struct Planar {
@@ -31,9 +31,7 @@ struct ChannelsLast {
   static constexpr int64_t kTile = kWarps;
 };
 
-int64_t tiles(const LayerNorm2dSize& size, int64_t tile) {
-  return size.batch * ((size.pixels + tile - 1) / tile);
-}
+int64_t tiles(const LayerNorm2dSize& size, int64_t tile) { return size.batch * ((size.pixels + tile - 1) / tile); }
 
 // Sum over the kGroups threads that share a pixel; every one of them gets it. All threads of the
 // block must call it.
@@ -72,8 +70,8 @@ __global__ void __launch_bounds__(kPixels* kGroups) forward_planar(LayerNorm2dFo
   const A* weight = static_cast<const A*>(args.weight);
   const A* bias = static_cast<const A*>(args.bias);
   for (int64_t c = threadIdx.y; c < channels; c += kGroups) {
-    const A n = gpu::layer_norm_scaled(static_cast<A>(load(args.x.at<const T>(batch, c, pixel))), mean, rstd,
-                                       args.center);
+    const A n =
+        gpu::layer_norm_scaled(static_cast<A>(load(args.x.at<const T>(batch, c, pixel))), mean, rstd, args.center);
     store(args.y.at<T>(batch, c, pixel), n * weight[c] + (bias != nullptr ? bias[c] : A(0)));
   }
   if (threadIdx.y == 0) {
@@ -101,8 +99,8 @@ __global__ void __launch_bounds__(kWarp* kWarps) forward_last(LayerNorm2dForward
   const A* weight = static_cast<const A*>(args.weight);
   const A* bias = static_cast<const A*>(args.bias);
   for (int64_t c = threadIdx.x; c < channels; c += kWarp) {
-    const A n = gpu::layer_norm_scaled(static_cast<A>(load(args.x.at<const T>(batch, c, pixel))), mean, rstd,
-                                       args.center);
+    const A n =
+        gpu::layer_norm_scaled(static_cast<A>(load(args.x.at<const T>(batch, c, pixel))), mean, rstd, args.center);
     store(args.y.at<T>(batch, c, pixel), n * weight[c] + (bias != nullptr ? bias[c] : A(0)));
   }
   if (threadIdx.x == 0) {
@@ -249,8 +247,8 @@ void layer_norm2d_forward(const LayerNorm2dForward& args, void* stream) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = typename Arithmetic<T>::type;
     if (planar(args.x)) {
-      CPL_LAUNCH((forward_planar<T, A>), grid_size(tiles(args.size, Planar::kTile)), dim3(kPixels, kGroups), 0,
-                 stream, args);
+      CPL_LAUNCH((forward_planar<T, A>), grid_size(tiles(args.size, Planar::kTile)), dim3(kPixels, kGroups), 0, stream,
+                 args);
     } else {
       const int64_t blocks = (args.size.batch * args.size.pixels + kWarps - 1) / kWarps;
       CPL_LAUNCH((forward_last<T, A>), grid_size(blocks), dim3(kWarp, kWarps), 0, stream, args);
@@ -275,8 +273,8 @@ void layer_norm2d_backward(const LayerNorm2dBackward& args, void* partial, void*
     }
     const int64_t columns = 2 * args.size.channels;
     CPL_LAUNCH((reduce_rows<A>), grid_size((columns + kReduceThreads - 1) / kReduceThreads), dim3(kReduceThreads), 0,
-               stream, static_cast<const A*>(partial), static_cast<A*>(args.dweight), static_cast<A*>(args.dbias),
-               rows, args.size.channels);
+               stream, static_cast<const A*>(partial), static_cast<A*>(args.dweight), static_cast<A*>(args.dbias), rows,
+               args.size.channels);
   });
 }
 

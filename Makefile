@@ -1,0 +1,58 @@
+# The two commands of a newcomer are `make demo` and `make test`; each sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CORE_SOURCES := $(shell find csrc -type f)
+CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+DEMO ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-full lint format bench package clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED)  ## Set up a virtual environment with everything in it (editable)
+
+# Versions come from constraints.txt: an unpinned torch could bring gigabytes of CUDA packages.
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(CORE_SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## Train a small model on bundled photos, restore held-out ones, show pictures and figures
+	$(BIN)/python examples/demo.py --output $(DEMO)
+
+test: $(INSTALLED)  ## Run all tests (Triton's interpreter in a process of its own)
+	$(BIN)/python -m pytest -m 'not slow and not interpreter'
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m 'interpreter and not slow' tests/kernels
+
+test-full: $(INSTALLED)  ## Run the full grid too: every instruction set, every slow test
+	$(BIN)/python -m pytest -m 'not interpreter'
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpreter tests/kernels
+	CPL_ISA=avx2 $(BIN)/python -m pytest tests/kernels -m 'not interpreter'
+	CPL_ISA=baseline $(BIN)/python -m pytest tests/kernels -m 'not interpreter'
+
+lint: $(INSTALLED)  ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+format: $(INSTALLED)  ## Format everything in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+bench: $(INSTALLED)  ## Measure the kernels on this CPU
+	$(BIN)/python -m pytest benchmarks/bench_layer_norm2d.py --benchmark-json=benchmarks/results/cpu_layer_norm2d.json
+	$(BIN)/python -m benchmarks.report benchmarks/results/cpu_layer_norm2d.json | tee benchmarks/results/cpu_layer_norm2d.md
+
+package: $(INSTALLED)  ## Build the sdist and, from it, the wheel; install it into an empty environment; use it
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	PYTHON='$(PYTHON)' sh tests/packaging/wheel_in_empty_environment.sh dist/*.whl
+
+clean:  ## Remove what was built (not the virtual environment)
+	rm -rf build dist *.egg-info cpl_kernels/_core*.so cpl_kernels/_build.py

@@ -1,0 +1,22 @@
+"""What every test shares: which tests can run in this process, and why the others cannot."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    interpreter = pytest.mark.skip(
+        reason="needs TRITON_INTERPRET=1 before the first import: make test does it"
+    )
+    gpu = pytest.mark.skip(reason="needs a CUDA GPU")
+    for item in items:
+        if item.get_closest_marker("interpreter") and not INTERPRETED:
+            item.add_marker(interpreter)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(gpu)

@@ -1,0 +1,17 @@
+"""Memory that nobody has written is NaN in these tests, so that a result nobody wrote is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def uninitialised_memory_is_nan() -> Iterator[None]:
+    """Deterministic mode fills every torch.empty with NaN, and makes a non-deterministic op an error."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(4).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,0 +1,138 @@
+"""Which backend runs: argument over context over environment over default, and never a silent fallback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import cpl_kernels
+from cpl_kernels import backends, core
+
+X, W = torch.randn(1, 3, 2, 2), torch.ones(3)
+NEEDS_CORE = pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
+
+
+def test_argument_beats_context_and_context_ends() -> None:
+    with cpl_kernels.use_backend("reference", layer_norm2d="cuda"):
+        with pytest.raises(RuntimeError, match="'cuda' cannot serve"):
+            cpl_kernels.layer_norm2d(X, W)
+        cpl_kernels.layer_norm2d(X, W, backend="reference")
+        with cpl_kernels.use_backend(layer_norm2d="reference"):
+            cpl_kernels.layer_norm2d(X, W)
+        assert backends.requested("route_topk", None) == "reference"
+    assert backends.requested("layer_norm2d", None) == ""
+
+
+def test_context_ends_after_an_error_too() -> None:
+    with pytest.raises(KeyError), cpl_kernels.use_backend("reference"):
+        raise KeyError
+    assert backends.requested("layer_norm2d", None) == ""
+
+
+@NEEDS_CORE
+def test_backward_runs_where_its_forward_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cpl_kernels.layer_norm2d import native
+
+    calls = []
+    original = native.backward
+    monkeypatch.setattr(native, "backward", lambda *a: calls.append("native") or original(*a))
+    x = X.clone().requires_grad_()
+    with cpl_kernels.use_backend("native"):
+        y = cpl_kernels.layer_norm2d(x, W)
+    with cpl_kernels.use_backend("reference"):
+        y.sum().backward()
+    assert calls == ["native"]
+
+
+def test_bad_names_are_named() -> None:
+    with pytest.raises(ValueError, match="'reference', 'native', 'triton', 'cuda' or None, got 'c\\+\\+'"):
+        cpl_kernels.use_backend("c++").__enter__()
+    with pytest.raises(ValueError, match="'layernorm' is not an op of cpl_kernels"):
+        cpl_kernels.use_backend(layernorm="native").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("value", "op", "backend"),
+    [
+        ("reference", "route_topk", "reference"),
+        ("layer_norm2d=native, route_topk=reference", "layer_norm2d", "native"),
+    ],
+)
+def test_environment(value: str, op: str, backend: str) -> None:
+    done = python(
+        f"from cpl_kernels import backends; print(backends.requested({op!r}, None))", CPL_BACKEND=value
+    )
+    assert done.stdout.strip() == backend, done.stderr
+
+
+def test_bad_environment_is_one_clear_error() -> None:
+    done = python("import cpl_kernels", CPL_BACKEND="layer_norm2d=fast")
+    assert done.returncode == 1
+    assert "ValueError: CPL_BACKEND='layer_norm2d=fast': backend must be one of" in done.stderr
+
+
+def test_without_the_core_everything_still_runs_and_says_why() -> None:
+    code = (
+        "import torch, cpl_kernels\n"
+        "print(cpl_kernels.layer_norm2d(torch.ones(1, 2, 3, 3), torch.ones(2)).shape)\n"
+        "print(cpl_kernels.config()['native_core'])\n"
+        "try: cpl_kernels.layer_norm2d(torch.ones(1, 2, 3, 3), torch.ones(2), backend='native')\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    done = python(code, CPL_SKIP_EXT="1")
+    assert done.returncode == 0, done.stderr
+    shape, config, error = done.stdout.splitlines()
+    assert shape == "torch.Size([1, 2, 3, 3])"
+    assert config == "the native core is missing: CPL_SKIP_EXT=1 is set"
+    assert "backend 'native' cannot serve this call: the native core is missing" in error
+
+
+def test_show_config_names_every_op_and_its_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    cpl_kernels.show_config()
+    printed = capsys.readouterr().out
+    for op in backends.OPS:
+        assert f"\n{op}" in printed
+    assert "threads:" in printed
+    assert "no measurement yet" in printed
+
+
+def test_default_rows_cite_results_that_are_there() -> None:
+    """A default other than the reference needs a committed measurement."""
+    root = os.path.join(os.path.dirname(__file__), "..", "..")
+    for (op, device), default in backends.DEFAULTS.items():
+        assert op in backends.OPS
+        assert device in ("cpu", "cuda")
+        assert os.path.exists(os.path.join(root, default.why)), f"{op} on {device} cites {default.why}"
+
+
+@NEEDS_CORE
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_that_this_cpu_has(isa: str) -> None:
+    """The whole parity test is run on each by make test-full; here one call on each, and its name."""
+    code = (
+        "import torch, cpl_kernels as k\n"
+        "torch.manual_seed(0)\n"
+        "x, w = torch.randn(2, 7, 9, 31), torch.randn(7)\n"
+        "a = k.layer_norm2d(x, w, backend='native'); b = k.layer_norm2d(x, w, backend='reference')\n"
+        "print(k.config()['native_core'], bool((a - b).abs().max() < 1e-5))\n"
+    )
+    done = python(code, CPL_ISA=isa)
+    if done.returncode and "this CPU or this build does not have it" in done.stderr:
+        pytest.skip(reason=f"this CPU has no {isa}")
+    assert done.stdout.strip() == f"built, {isa} chosen for this CPU True", done.stderr
+
+
+def test_unknown_instruction_set_is_an_error() -> None:
+    if not core.available():
+        pytest.skip(reason=core.MISSING_BECAUSE)
+    done = python("import cpl_kernels; cpl_kernels.show_config()", CPL_ISA="sse9")
+    assert "CPL_ISA=sse9: must be baseline, avx2 or avx512" in done.stderr
