@@ -29,6 +29,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     "train": {
         "accelerate": "accelerate",
         "huggingface_hub": "huggingface_hub",
+        "imagecodecs": "imagecodecs",
         "matplotlib": "matplotlib",
         "PIL": "pillow",
         "pydantic": "pydantic",

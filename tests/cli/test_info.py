@@ -1,0 +1,69 @@
+"""cpl info: on the core install, and about a checkpoint."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from cpl.cli import EXTRAS
+
+CORE_ONLY = """
+import sys
+for name in {names!r}:
+    sys.modules[name] = None  # what an absent package looks like to an import
+import cpl
+from cpl.cli import main
+cpl.create_model("cplir-tiny")
+assert main(["info"]) == 0
+for command in (["train", "demo"], ["restore", "a.png", "--output", "b"], ["eval"], ["degrade", "a.png"]):
+    print(command[0], main(command))
+"""
+
+
+def test_core_install_alone() -> None:
+    """import, create_model and info work with torch, triton and numpy; the rest names the extra."""
+    names = sorted(EXTRAS["train"]) + ["scipy", "tifffile", "imageio"]
+    done = subprocess.run(
+        [sys.executable, "-c", CORE_ONLY.format(names=names)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pip install 'cpl-kernels[train]'" in done.stdout
+    assert [line for line in done.stdout.splitlines() if line.endswith(" 2")] == [
+        "train 2",
+        "restore 2",
+        "eval 2",
+        "degrade 2",
+    ]
+    errors = done.stderr.splitlines()
+    assert len(errors) == 4
+    assert all(line.startswith("error: ") and "cpl-kernels[train]" in line for line in errors)
+
+
+def test_installation(run: Any) -> None:
+    result = run("info")
+    assert result.status == 0
+    for word in ("torch", "triton", "numpy", "python", "native core", "layer_norm2d", "35,376,967", "commit"):
+        assert word in result.out
+
+
+def test_checkpoint(run: Any, checkpoint: Path) -> None:
+    result = run("info", checkpoint)
+    assert result.status == 0
+    lines = {line.split("  ")[0].strip(): line for line in result.out.splitlines() if line}
+    assert lines["architecture"].endswith("cplir-tiny")
+    assert lines["parameters"].endswith("2,031,942")
+    assert lines["step"].endswith("7")
+    assert "commit" in lines
+    assert '["noise", "blur"]' in result.out
+
+
+def test_what_is_no_checkpoint(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "note.safetensors").write_text("hello\n")
+    for path in (tmp_path / "note.safetensors", tmp_path / "absent.safetensors", tmp_path):
+        result = run("info", path)
+        assert result.status == 2
+        assert result.err.startswith("error: ")
+        assert str(path) in result.err
+        assert result.err.count("\n") == 1
