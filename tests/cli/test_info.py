@@ -24,7 +24,7 @@ for command in (["train", "demo"], ["restore", "a.png", "--output", "b"], ["eval
 
 def test_core_install_alone() -> None:
     """import, create_model and info work with torch, triton and numpy; the rest names the extra."""
-    names = sorted(EXTRAS["train"]) + ["scipy", "tifffile", "imageio"]
+    names = [*sorted(EXTRAS["train"]), "scipy", "tifffile", "imageio"]
     done = subprocess.run(
         [sys.executable, "-c", CORE_ONLY.format(names=names)], capture_output=True, text=True, check=False
     )

@@ -19,7 +19,8 @@ from torch import nn
 
 pytest.importorskip("PIL", reason="cpl restore needs the extra [train]")
 pytest.importorskip("rich", reason="cpl restore needs the extra [train]")
-imagecodecs = pytest.importorskip("imagecodecs", reason="cpl restore needs the extra [train]")
+pytest.importorskip("imagecodecs", reason="cpl restore needs the extra [train]")
+import imagecodecs
 from PIL import Image
 
 from cpl.inference import folder, load

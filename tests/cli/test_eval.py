@@ -1,0 +1,132 @@
+"""cpl eval: each kind of test set, the table, the JSON, and refusals in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+pytest.importorskip("pydantic", reason="cpl eval needs the extra [train]")
+pytest.importorskip("skimage", reason="cpl eval needs the extra [train]")
+pytest.importorskip("rich", reason="cpl eval needs the extra [train]")
+pytest.importorskip("PIL", reason="cpl eval needs the extra [train]")
+from PIL import Image
+
+from cpl.inference import load
+from cpl.inference.metrics import psnr, ssim
+
+
+@pytest.fixture
+def identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that gives back its input: restored equals degraded, gain is nothing."""
+    monkeypatch.setattr(
+        load, "load_model", lambda path, device: (nn.Identity(), {"architecture": "identity"})
+    )
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Two pairs of files; returns the first as [0, 1] floats (degraded, target)."""
+    rng = np.random.default_rng(0)
+    first = []
+    for name in ("a", "b"):
+        clean = rng.integers(60, 200, (20, 24, 3)).astype(np.uint8)
+        noisy = np.clip(clean + rng.normal(0, 20, clean.shape), 0, 255).astype(np.uint8)
+        for side, pixels in (("noisy", noisy), ("clean", clean)):
+            (tmp_path / side).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / side / f"{name}.png")
+            first.append(pixels.astype(np.float32) / 255)
+    return first[0], first[1]
+
+
+def one_error(result: Any, *words: object) -> None:
+    assert result.status == 2
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    for word in words:
+        assert str(word) in result.err
+
+
+@pytest.mark.usefixtures("identity")
+def test_two_folders(run: Any, tmp_path: Path, pairs: tuple[np.ndarray, np.ndarray]) -> None:
+    scores = tmp_path / "scores.json"
+    for channel in ("rgb", "y"):
+        result = run(
+            "eval", "--checkpoint", "x", "--input", tmp_path / "noisy", "--target", tmp_path / "clean",
+            "--channel", channel, "--json", scores,
+        )  # fmt: skip
+        assert result.status == 0, result.err
+        assert "average" in result.out
+        data = json.loads(scores.read_text())
+        assert data["channel"] == channel
+        image = {i["name"].removesuffix(".png"): i for i in data["images"]}["a"]
+        assert image["degraded_psnr"] == pytest.approx(psnr(*pairs, channel), abs=1e-4)
+        assert image["restored_ssim"] == pytest.approx(ssim(*pairs, channel), abs=1e-4)
+        assert data["average"]["gain_psnr"] == pytest.approx(0, abs=1e-4)
+        assert data["info"]["architecture"] == "identity"
+
+
+@pytest.mark.usefixtures("identity")
+def test_a_folder_degraded_here_is_the_same_each_time(
+    run: Any, tmp_path: Path, pairs: tuple[np.ndarray, np.ndarray]
+) -> None:
+    texts = []
+    for name in ("one.json", "two.json"):
+        result = run(
+            "eval", "--checkpoint", "x", "--images", tmp_path / "clean", "--degradation", "noise:sigma=25",
+            "low_light+noise", "--json", tmp_path / name,
+        )  # fmt: skip
+        assert result.status == 0, result.err
+        texts.append((tmp_path / name).read_text())
+    assert texts[0] == texts[1]
+    tasks = json.loads(texts[0])["tasks"]
+    assert list(tasks) == ["noise-sigma25", "low_light+noise"]
+    assert tasks["noise-sigma25"]["images"] == 2
+    assert (
+        18 < tasks["noise-sigma25"]["degraded_psnr"] < 23
+    )  # 20 log10(255/25) is 20.2, a little more by clipping
+
+
+def test_bundled_photos_with_a_real_network(run: Any, checkpoint: Path, tmp_path: Path) -> None:
+    result = run(
+        "eval", "--checkpoint", checkpoint, "--crop", 32, "--limit", 1, "--json", tmp_path / "s.json"
+    )
+    assert result.status == 0, result.err
+    for word in ("noise", "blur", "rain", "haze", "low_light", "average", "degraded", "restored", "gain"):
+        assert word in result.out
+    data = json.loads((tmp_path / "s.json").read_text())
+    assert data["info"]["architecture"] == "cplir-tiny"
+    assert set(data["tasks"]) == {"noise", "blur", "rain", "haze", "low_light"}
+
+
+@pytest.mark.usefixtures("identity")
+def test_test_set_of_a_preset(run: Any) -> None:
+    result = run("eval", "--checkpoint", "x", "--preset", "demo", "channel=y", "--crop", 24, "--limit", 1)
+    assert result.status == 0, result.err
+    assert "SSIM, Y" in result.out
+    one_error(run("eval", "--checkpoint", "x", "--preset", "dem"), "dem", "demo")
+
+
+def test_refusals(run: Any, checkpoint: Path, tmp_path: Path, pairs: tuple[np.ndarray, np.ndarray]) -> None:
+    clean, with_model = tmp_path / "clean", ("eval", "--checkpoint", checkpoint)
+    one_error(run("eval"), "--checkpoint", "make demo")
+    one_error(run(*with_model, "--input", clean), "--target")
+    one_error(run(*with_model, "--images", clean), "--degradation")
+    one_error(run(*with_model, "--images", clean, "--preset", "demo"), "--preset", "--images")
+    one_error(run(*with_model, "--images", clean, "--degradation", "fog"), "fog")
+    one_error(run(*with_model, "steps=3"), "steps=3", "--preset")
+    one_error(
+        run(*with_model, "--images", tmp_path / "absent", "--degradation", "noise"), tmp_path / "absent"
+    )
+    (tmp_path / "empty").mkdir()
+    one_error(run(*with_model, "--input", tmp_path / "empty", "--target", clean), tmp_path / "empty")
+    one_error(run(*with_model, "--json", tmp_path / "absent/s.json"), tmp_path / "absent", "create it")
+    one_error(run(*with_model, "--crop", "-3"), "crop")
+    one_error(
+        run("eval", "--checkpoint", tmp_path / "absent.safetensors", "--crop", "16", "--limit", "1"),
+        tmp_path / "absent.safetensors",
+    )
