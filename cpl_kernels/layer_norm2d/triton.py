@@ -14,8 +14,11 @@ from torch import Tensor
 
 from cpl_kernels import layout
 
-_FORWARD_ELEMENTS = 8192  # of a tile: 64 fp32 registers a thread at 128 threads
-_BACKWARD_ELEMENTS = 4096  # two tiles, x and dy, are alive at once
+# Eight warps keep 32 elements of a tile in a thread forward, 16 of two tiles backward: the largest that
+# ptxas fits for sm_90 without spilling, from 64 to 1024 channels (four warps spill at 1024).
+_WARPS = 8
+_FORWARD_ELEMENTS = 8192
+_BACKWARD_ELEMENTS = 4096
 _MAX_PIXELS = 128  # longer rows bring no wider loads
 _MAX_CHANNELS = 4096  # above this a tile of one pixel row no longer fits
 _MAX_ROWS = 528  # persistent programs: four for each of 132 multiprocessors
@@ -134,7 +137,7 @@ def forward(
             *_strided(x), *_strided(y),
             weight.float().contiguous(), None if bias is None else bias.float().contiguous(), mean, rstd,
             channels, height * width, eps,
-            CENTER=center, HAS_BIAS=bias is not None, **blocks, num_warps=4,
+            CENTER=center, HAS_BIAS=bias is not None, **blocks, num_warps=_WARPS,
         )  # fmt: skip
     return y, mean, rstd
 
@@ -155,7 +158,7 @@ def backward(
         *_strided(dy), *_strided(x), *_strided(dx),
         weight.float().contiguous(), mean, rstd, partial,
         channels, height * width, tiles,
-        CENTER=center, **blocks, num_warps=4,
+        CENTER=center, **blocks, num_warps=_WARPS,
     )  # fmt: skip
     dweight, dbias = partial.sum(0).unbind()
     return dx, dweight, dbias
