@@ -1,0 +1,23 @@
+"""The parts that every model here is built from; shapes are [B, C, H, W] throughout."""
+
+from cpl.nn.attention import MDTA
+from cpl.nn.block import PatchEmbed, TransformerBlock
+from cpl.nn.feed_forward import GDFN
+from cpl.nn.norm import LayerNorm2d
+from cpl.nn.padding import pad_to_multiple, reflected_index
+from cpl.nn.prompt import NegativeDraw, SparsePromptModule
+from cpl.nn.resample import Downsample, Upsample
+
+__all__ = [
+    "GDFN",
+    "MDTA",
+    "Downsample",
+    "LayerNorm2d",
+    "NegativeDraw",
+    "PatchEmbed",
+    "SparsePromptModule",
+    "TransformerBlock",
+    "Upsample",
+    "pad_to_multiple",
+    "reflected_index",
+]

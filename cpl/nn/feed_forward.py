@@ -1,0 +1,32 @@
+"""The gated feed-forward network."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from cpl_kernels import gated_dwconv
+
+
+class GDFN(nn.Module):
+    """Gated-Dconv feed-forward network, [B, C, H, W] -> [B, C, H, W].
+
+    With h hidden channels, dw a depthwise 3x3 convolution on 2h channels and u = dw(W_in x):
+
+        out = W_out (gelu(u[:h]) * u[h:]),      gelu exact (erf)
+
+    Args:
+        channels: C.
+        hidden: h; the published models have int(2.66 C).
+
+    Source: Restormer, arXiv 2111.09881, equation 2 and figure 2b.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.project_in = nn.Conv2d(channels, 2 * hidden, 1, bias=False)
+        self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
+        self.project_out = nn.Conv2d(hidden, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.project_in(x)  # [B, 2h, H, W]
+        return self.project_out(gated_dwconv(hidden, self.dwconv.weight, activation="gelu"))
