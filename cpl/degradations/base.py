@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import numpy as np
 
-from cpl.degradations.parameters import Number, Range, Word
+from cpl.degradations.parameters import Number, Range, Setting, Word
 
 _SLACK = 1e-3  # resampling overshoots [0, 1] a little; 8-bit values overshoot it by 254
 
@@ -18,8 +19,9 @@ _SLACK = 1e-3  # resampling overshoots [0, 1] a little; 8-bit values overshoot i
 class Degradation(ABC):
     """Makes an image worse: ``degradation(image, rng) -> image`` of the same shape.
 
-    A subclass is a frozen dataclass whose fields are :func:`number` or :func:`word` parameters, and
-    implements ``_degrade``. It holds no state: the same image and the same state of the generator
+    A subclass is a frozen dataclass whose fields are annotated with a :class:`Number` or a
+    :class:`Word` (what is allowed; the default is written as a user would) and implements
+    ``_degrade``. It holds no state: the same image and the same state of the generator
     give the same result.
     """
 
@@ -56,8 +58,15 @@ class Degradation(ABC):
 
     @classmethod
     def parameters(cls) -> dict[str, Number | Word]:
-        """The parameters by name, with default, limits, unit and meaning."""
-        return {field.name: field.metadata["parameter"] for field in dataclasses.fields(cls)}
+        """What is allowed for each parameter, by name."""
+        return _parameters(cls)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Setting]:
+        """The parameters' usual values by name, as a user would write them."""
+        return {
+            field.name: field.default for field in dataclasses.fields(cls) if field.name in cls.parameters()
+        }
 
     def draw(self, key: str, rng: np.random.Generator) -> float:
         """The numeric parameter ``key`` for one image."""
@@ -78,13 +87,23 @@ class Degradation(ABC):
         return f"{self.name}:{settings}" if settings else self.name
 
 
+@functools.cache
+def _parameters(kind: type[Degradation]) -> dict[str, Number | Word]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name].__metadata__[0] for field in dataclasses.fields(kind)}
+
+
 def check_image(image: Any) -> np.ndarray:
     """``image`` as float32 [H, W, 3] in [0, 1], or an error that says what it is instead."""
     if not isinstance(image, np.ndarray) or not np.issubdtype(image.dtype, np.floating):
         kind = f"{image.dtype} array" if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"image must be a float NumPy array in [0, 1], got {kind}; divide 8-bit values by 255")
+        raise TypeError(
+            f"image must be a float NumPy array in [0, 1], got {kind}; divide 8-bit values by 255"
+        )
     if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image must be [H, W, 3], got shape {list(image.shape)}; repeat a grey channel 3 times")
+        raise ValueError(
+            f"image must be [H, W, 3], got shape {list(image.shape)}; repeat a grey channel 3 times"
+        )
     if 0 in image.shape:
         raise ValueError(f"image has no pixels: shape {list(image.shape)}")
     low, high = float(image.min()), float(image.max())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from cpl.degradations.base import Degradation
 from cpl.degradations.defocus_blur import DefocusBlur
 from cpl.degradations.motion_blur import MotionBlur
-from cpl.degradations.parameters import Setting, number, word
+from cpl.degradations.parameters import Number, Setting, Word
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,14 @@ class Blur(Degradation):
     formula: ClassVar[str] = "y = k * x, k: camera path (motion) or disc (defocus)"
     source: ClassVar[str] = "as motion_blur and defocus_blur"
 
-    kind: Setting = word("motion|defocus", ("motion", "defocus"), "which blur")
-    length: Setting = number("5..15", 0, 100, "motion: length of the path", "(pixels)")
-    angle: Setting = number("0..180", -360, 360, "motion: direction", "(degrees from horizontal)")
-    bend: Setting = number("-60..60", -360, 360, "motion: turn from start to end", "(degrees)")
-    radius: Setting = number("1.5..4", 0, 50, "defocus: radius of the disc", "(pixels)")
-    light: Setting = word("srgb", ("srgb", "linear"), "what is averaged: stored values or linear light")
+    kind: Annotated[Setting, Word(("motion", "defocus"), "which blur")] = "motion|defocus"
+    length: Annotated[Setting, Number(0, 100, "motion: length of the path", "(pixels)")] = "5..15"
+    angle: Annotated[Setting, Number(-360, 360, "motion: direction", "(degrees from horizontal)")] = "0..180"
+    bend: Annotated[Setting, Number(-360, 360, "motion: turn from start to end", "(degrees)")] = "-60..60"
+    radius: Annotated[Setting, Number(0, 50, "defocus: radius of the disc", "(pixels)")] = "1.5..4"
+    light: Annotated[Setting, Word(("srgb", "linear"), "what is averaged: stored values or linear light")] = (
+        "srgb"
+    )
 
     @property
     def margin(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpl.degradations.base import Degradation
+from cpl.degradations.parameters import Number, Word
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Composition(Degradation):
         return sum(part.margin for part in self.parts)
 
     @classmethod
-    def parameters(cls) -> dict:
+    def parameters(cls) -> dict[str, Number | Word]:
         return {}
 
     def _degrade(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

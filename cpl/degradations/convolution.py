@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from cpl.extras import require
+
 
 def pad_by_reflection(image: np.ndarray, margin: int) -> np.ndarray:
     """``image`` [H, W, ...] with ``margin`` mirrored pixels on all four sides, whatever its size."""
@@ -16,10 +18,8 @@ def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
     By FFT: a 15 x 15 kernel on a 160 x 160 crop costs a tenth of the direct sum.
     """
-    from scipy.signal import fftconvolve
-
     kernel = kernel.astype(np.float32).reshape(kernel.shape + (1,) * (image.ndim - 2))
-    return fftconvolve(image, kernel, mode="valid", axes=(0, 1))
+    return require("train", "scipy.signal").fftconvolve(image, kernel, mode="valid", axes=(0, 1))
 
 
 def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from cpl.degradations.base import Degradation
 from cpl.degradations.convolution import blur, disc
 from cpl.degradations.light import to_linear, to_srgb
-from cpl.degradations.parameters import Setting, number, word
+from cpl.degradations.parameters import Number, Setting, Word
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,10 @@ class DefocusBlur(Degradation):
     formula: ClassVar[str] = "y = k * x, k: uniform disc of the given radius, anti-aliased"
     source: ClassVar[str] = "circle of confusion; Pentland, IEEE TPAMI 1987"
 
-    radius: Setting = number("1.5..4", 0, 50, "radius of the disc", "(pixels)")
-    light: Setting = word("srgb", ("srgb", "linear"), "what is averaged: stored values or linear light")
+    radius: Annotated[Setting, Number(0, 50, "radius of the disc", "(pixels)")] = "1.5..4"
+    light: Annotated[Setting, Word(("srgb", "linear"), "what is averaged: stored values or linear light")] = (
+        "srgb"
+    )
 
     @property
     def margin(self) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from cpl.degradations.base import Degradation
-from cpl.degradations.parameters import Setting, number
+from cpl.degradations.parameters import Number, Setting
 
 _CELLS = 4  # bumps of the depth field along the shorter side of a scene
 _NEAREST = 0.2  # depth of the nearest point: no place is wholly free of haze
@@ -30,11 +30,13 @@ class Haze(Degradation):
     formula: ClassVar[str] = "I = J t + A (1 - t), t = exp(-beta d), d smooth random depth in [0.2, 1]"
     source: ClassVar[str] = "Narasimhan & Nayar, IJCV 2002; RESIDE, Li et al., IEEE TIP 2019"
 
-    beta: Setting = number("0.8..2.2", 0, 1000, "scattering coefficient", "(per unit of depth)")
-    airlight: Setting = number("0.75..0.95", 0, 1, "brightness A of the air", "")
-    tint: Setting = number(0.02, 0, 0.5, "greatest deviation of A in each channel", "")
-    slope: Setting = number(0.5, 0, 1, "share of the depth that grows upwards", "")
-    scene: Setting = number(400, 1, 100000, "least size of the scene a crop is a window of", "(pixels)")
+    beta: Annotated[Setting, Number(0, 1000, "scattering coefficient", "(per unit of depth)")] = "0.8..2.2"
+    airlight: Annotated[Setting, Number(0, 1, "brightness A of the air")] = "0.75..0.95"
+    tint: Annotated[Setting, Number(0, 0.5, "greatest deviation of A in each channel")] = 0.02
+    slope: Annotated[Setting, Number(0, 1, "share of the depth that grows upwards")] = 0.5
+    scene: Annotated[
+        Setting, Number(1, 100000, "least size of the scene a crop is a window of", "(pixels)")
+    ] = 400
 
     def _degrade(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         height, width = image.shape[:2]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from cpl.degradations.base import Degradation
-from cpl.degradations.parameters import Setting, number, word
+from cpl.degradations.parameters import Number, Setting, Word
 from cpl.extras import require
 
 _SUBSAMPLING = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}  # Pillow's numbers
@@ -26,8 +26,8 @@ class Jpeg(Degradation):
     formula: ClassVar[str] = "y = decode(encode(x, quality))"
     source: ClassVar[str] = "ITU-T T.81; Wallace, IEEE Trans. Consumer Electronics 1992"
 
-    quality: Setting = number("10..40", 1, 95, "libjpeg's quality", "")
-    chroma: Setting = word("4:2:0", tuple(_SUBSAMPLING), "chroma subsampling")
+    quality: Annotated[Setting, Number(1, 95, "libjpeg's quality")] = "10..40"
+    chroma: Annotated[Setting, Word(tuple(_SUBSAMPLING), "chroma subsampling")] = "4:2:0"
 
     def _degrade(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         pil = require("train", "PIL.Image")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from cpl.degradations.base import Degradation
 from cpl.degradations.light import to_linear, to_srgb
-from cpl.degradations.parameters import Setting, number
+from cpl.degradations.parameters import Number, Setting
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class LowLight(Degradation):
     formula: ClassVar[str] = "linear light: L' = scale L^gamma + n, n ~ N(0, L'/photons + read^2)"
     source: ClassVar[str] = "Lv et al., IJCV 2021; Foi et al., IEEE TIP 2008"
 
-    scale: Setting = number("0.04..0.15", 0, 1, "illumination that is left", "(of 1, linear)")
-    gamma: Setting = number("1..1.2", 0.2, 5, "exponent in linear light", "")
-    photons: Setting = number(4000, 0, 1e9, "shot noise: photons at full white; 0: none", "")
-    read: Setting = number(0.0004, 0, 1, "read noise: standard deviation; 0: none", "(of full white)")
+    scale: Annotated[Setting, Number(0, 1, "illumination that is left", "(of 1, linear)")] = "0.04..0.15"
+    gamma: Annotated[Setting, Number(0.2, 5, "exponent in linear light")] = "1..1.2"
+    photons: Annotated[Setting, Number(0, 1e9, "shot noise: photons at full white; 0: none")] = 4000
+    read: Annotated[Setting, Number(0, 1, "read noise: standard deviation; 0: none", "(of full white)")] = (
+        0.0004
+    )
 
     def _degrade(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         scale, gamma = self.draw("scale", rng), self.draw("gamma", rng)

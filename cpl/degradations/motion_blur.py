@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from cpl.degradations.base import Degradation
 from cpl.degradations.convolution import blur, splat
 from cpl.degradations.light import to_linear, to_srgb
-from cpl.degradations.parameters import Setting, number, word
+from cpl.degradations.parameters import Number, Setting, Word
 
 _POINTS_PER_PIXEL = 8  # dense enough that the trajectory shows no beads
 
@@ -48,10 +48,16 @@ class MotionBlur(Degradation):
     formula: ClassVar[str] = "y = k * x, k: trace of an arc of given length, angle and bend"
     source: ClassVar[str] = "Levin et al., CVPR 2009 (uniform blur model)"
 
-    length: Setting = number("5..15", 0, 100, "length of the path", "(pixels)")
-    angle: Setting = number("0..180", -360, 360, "direction at its middle", "(degrees from horizontal)")
-    bend: Setting = number("-60..60", -360, 360, "turn from start to end; 0: straight", "(degrees)")
-    light: Setting = word("srgb", ("srgb", "linear"), "what is averaged: stored values or linear light")
+    length: Annotated[Setting, Number(0, 100, "length of the path", "(pixels)")] = "5..15"
+    angle: Annotated[Setting, Number(-360, 360, "direction at its middle", "(degrees from horizontal)")] = (
+        "0..180"
+    )
+    bend: Annotated[Setting, Number(-360, 360, "turn from start to end; 0: straight", "(degrees)")] = (
+        "-60..60"
+    )
+    light: Annotated[Setting, Word(("srgb", "linear"), "what is averaged: stored values or linear light")] = (
+        "srgb"
+    )
 
     @property
     def margin(self) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from cpl.degradations.base import Degradation
-from cpl.degradations.parameters import Setting, number
+from cpl.degradations.parameters import Number, Setting
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Noise(Degradation):
     formula: ClassVar[str] = "y = x + n, n ~ N(0, (sigma/255)^2)"
     source: ClassVar[str] = "Zhang et al., DnCNN, IEEE TIP 2017"
 
-    sigma: Setting = number("15|25|50", 0, 255, "standard deviation", "(8-bit units)")
+    sigma: Annotated[Setting, Number(0, 255, "standard deviation", "(8-bit units)")] = "15|25|50"
 
     def _degrade(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         noise = rng.standard_normal(image.shape, dtype=np.float32)

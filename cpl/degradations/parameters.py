@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,11 +44,10 @@ class Range:
 class Number:
     """A numeric parameter: what it means, its unit and what is allowed."""
 
-    default: Setting
     low: float
     high: float
-    unit: str
     meaning: str
+    unit: str = ""
 
     def parse(self, owner: str, key: str, setting: Setting) -> Choice | Range:
         """The value behind ``setting``, or a ValueError that names it and what is allowed."""
@@ -86,10 +84,8 @@ class Number:
 class Word:
     """A parameter that is one of a few words."""
 
-    default: Setting
     words: tuple[str, ...]
     meaning: str
-    unit: str = ""
 
     def parse(self, owner: str, key: str, setting: Setting) -> Choice:
         options = tuple(str(option).strip() for option in _options(setting))
@@ -98,18 +94,6 @@ class Word:
             shown = ", ".join(map(repr, unknown)) or "nothing"
             raise ValueError(f"{owner}: {key} cannot be {shown}; choose from {', '.join(self.words)}")
         return Choice(options)
-
-
-def number(default: Setting, low: float, high: float, meaning: str, unit: str = "") -> Any:
-    """Dataclass field for a numeric parameter."""
-    return dataclasses.field(
-        default=default, metadata={"parameter": Number(default, low, high, unit, meaning)}
-    )
-
-
-def word(default: Setting, words: Sequence[str], meaning: str) -> Any:
-    """Dataclass field for a parameter that is one of ``words``."""
-    return dataclasses.field(default=default, metadata={"parameter": Word(default, tuple(words), meaning)})
 
 
 def _range_ends(setting: Setting) -> list[Any] | None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from cpl.degradations.base import Degradation
 from cpl.degradations.convolution import convolve
-from cpl.degradations.parameters import Setting, number, word
+from cpl.degradations.parameters import Number, Setting, Word
 
 # Near drops streak long, wide and bright; far ones are many, short and faint: (size, share, strength).
-_LAYERS = ((1.0, 0.25, 1.0), (0.7, 0.75, 0.7))
+_LAYERS = ((1.0, 0.15, 1.0), (0.65, 0.35, 0.75), (0.4, 0.5, 0.5))
 
 
 def streak_kernel(length: float, width: float, angle: float) -> np.ndarray:
@@ -31,7 +31,7 @@ def streak_kernel(length: float, width: float, angle: float) -> np.ndarray:
     # A Gaussian across, integrated over a pixel (variance 1/12): a thin streak stays anti-aliased.
     variance = (width / 2.355) ** 2 + 1 / 12
     profile = np.exp(-(across**2) / (2 * variance))
-    fade = np.clip((length / 2 + 0.5 - np.abs(along)) / max(1.0, length / 4), 0, 1)
+    fade = np.clip((length / 2 + 0.5 - np.abs(along)) / max(1.0, length / 3), 0, 1)
     kernel = profile * fade
     return kernel / kernel.max()
 
@@ -40,10 +40,10 @@ def streak_kernel(length: float, width: float, angle: float) -> np.ndarray:
 class Rain(Degradation):
     """y = x + s (additive) or y = 1 - (1 - x)(1 - s) (screen), s: streaks of falling drops.
 
-    s is the sum of two layers, near and far. In each, drops fall at random pixels (a Poisson process
-    with ``density`` drops per 1000 pixels over both layers) with brightness uniform in [0.3, 1] *
+    s is the sum of three layers, near to far. In each, drops fall at random pixels (a Poisson process
+    with ``density`` drops per 1000 pixels over all layers) with brightness uniform in [0.3, 1] *
     ``strength``; a drop leaves a streak of the image's length, width and angle, longer, wider and
-    brighter in the near layer. ``angle``, ``length``, ``width``, ``density`` and ``strength`` are
+    brighter in the nearer layers. ``angle``, ``length``, ``width``, ``density`` and ``strength`` are
     drawn per image; the layers' angles differ by at most 3 degrees.
     Source: additive layers as in Yang et al., "Deep joint rain detection and removal", CVPR 2017
     (Rain100); screen blend as in Luo, Xu, Ji, "Removing rain from a single image via discriminative
@@ -51,15 +51,17 @@ class Rain(Degradation):
     """
 
     name: ClassVar[str] = "rain"
-    formula: ClassVar[str] = "y = x + s or y = 1 - (1-x)(1-s), s: streaks in two layers"
+    formula: ClassVar[str] = "y = x + s or y = 1 - (1-x)(1-s), s: streaks in three layers"
     source: ClassVar[str] = "Yang et al., CVPR 2017; Luo et al., ICCV 2015"
 
-    angle: Setting = number("-30..30", -80, 80, "of the streaks", "(degrees from vertical)")
-    length: Setting = number("14..36", 1, 200, "of a near streak", "(pixels)")
-    width: Setting = number("1..2", 0.2, 20, "of a near streak, at half height", "(pixels)")
-    density: Setting = number("2..5", 0, 500, "number of streaks", "(per 1000 pixels)")
-    strength: Setting = number("0.5..0.9", 0, 1, "brightness of the brightest streak", "")
-    blend: Setting = word("screen|additive", ("screen", "additive"), "how streaks join the picture")
+    angle: Annotated[Setting, Number(-80, 80, "of the streaks", "(degrees from vertical)")] = "-30..30"
+    length: Annotated[Setting, Number(1, 200, "of a near streak", "(pixels)")] = "16..40"
+    width: Annotated[Setting, Number(0.2, 20, "of a near streak, at half height", "(pixels)")] = "0.8..1.8"
+    density: Annotated[Setting, Number(0, 500, "number of streaks", "(per 1000 pixels)")] = "4..10"
+    strength: Annotated[Setting, Number(0, 1, "brightness of the brightest streak")] = "0.4..0.85"
+    blend: Annotated[Setting, Word(("screen", "additive"), "how streaks join the picture")] = (
+        "screen|additive"
+    )
 
     def _degrade(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         streaks = self.streaks(image.shape[0], image.shape[1], rng)[..., None]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
 from cpl.degradations.base import Degradation
 from cpl.degradations.convolution import convolve
 from cpl.degradations.motion_blur import motion_kernel
-from cpl.degradations.parameters import Setting, number
+from cpl.degradations.parameters import Number, Setting
 from cpl.degradations.rain import scatter
+from cpl.extras import require
 
 # Near flakes are few, large and out of focus; far ones many and small: (size, share, opacity).
 _LAYERS = ((1.0, 0.06, 0.75), (0.55, 0.3, 0.9), (0.28, 0.64, 1.0))
@@ -35,9 +36,7 @@ def flake_kernel(size: float, angle: float, rng: np.random.Generator) -> np.ndar
         radius = rng.uniform(0.18, 0.32) * size
         distance = np.hypot(grid[:, None] - row, grid[None, :] - column)
         flake = np.maximum(flake, 1 / (1 + np.exp((distance - radius) / (0.5 * softness))))
-    from scipy.ndimage import convolve as direct
-
-    flake = direct(flake, smear, mode="constant")
+    flake = require("train", "scipy.ndimage").convolve(flake, smear, mode="constant")
     return flake / flake.max()
 
 
@@ -56,10 +55,10 @@ class Snow(Degradation):
     formula: ClassVar[str] = "y = x (1 - z) + c z, z: opacity of flakes in three layers"
     source: ClassVar[str] = "Liu et al., DesnowNet, IEEE TIP 2018"
 
-    size: Setting = number("6..12", 0.5, 100, "across a near flake", "(pixels)")
-    density: Setting = number("3..8", 0, 500, "number of flakes", "(per 1000 pixels)")
-    angle: Setting = number("-30..30", -90, 90, "of the fall", "(degrees from vertical)")
-    opacity: Setting = number("0.8..1", 0, 1, "of a flake's middle", "")
+    size: Annotated[Setting, Number(0.5, 100, "across a near flake", "(pixels)")] = "6..14"
+    density: Annotated[Setting, Number(0, 500, "number of flakes", "(per 1000 pixels)")] = "3..9"
+    angle: Annotated[Setting, Number(-90, 90, "of the fall", "(degrees from vertical)")] = "-30..30"
+    opacity: Annotated[Setting, Number(0, 1, "of a flake's middle")] = "0.8..1"
 
     def _degrade(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         height, width = image.shape[:2]

@@ -33,8 +33,7 @@ from cpl.degradations.rain import Rain
 from cpl.degradations.snow import Snow
 
 DEGRADATIONS: dict[str, type[Degradation]] = {
-    kind.name: kind
-    for kind in (Noise, Blur, MotionBlur, DefocusBlur, Rain, Haze, LowLight, Snow, Jpeg)
+    kind.name: kind for kind in (Noise, Blur, MotionBlur, DefocusBlur, Rain, Haze, LowLight, Snow, Jpeg)
 }
 
 # A plus sign joins degradations; in a number (1e+3) it is followed by a digit.
@@ -90,18 +89,24 @@ def _from_mapping(mapping: Mapping[str, Any]) -> Degradation:
         return Composition(tuple(create(part) for part in parts))
     name = settings.pop("name", None)
     if not isinstance(name, str):
-        raise ValueError(f"a degradation needs a name, one of {', '.join(DEGRADATIONS)}; got {dict(mapping)!r}")
+        raise ValueError(
+            f"a degradation needs a name, one of {', '.join(DEGRADATIONS)}; got {dict(mapping)!r}"
+        )
     return _build(name, settings, "")
 
 
 def _build(name: str, settings: dict[str, Any], where: str) -> Degradation:
     if name not in DEGRADATIONS:
-        raise ValueError(f"{where}no degradation {name!r}{_near(name, DEGRADATIONS)}; there are {', '.join(DEGRADATIONS)}")
+        raise ValueError(
+            f"{where}no degradation {name!r}{_near(name, DEGRADATIONS)}; there are {', '.join(DEGRADATIONS)}"
+        )
     kind = DEGRADATIONS[name]
     known = kind.parameters()
     for key in settings:
         if key not in known:
-            raise ValueError(f"{where}{name} has no parameter {key!r}{_near(key, known)}; it has {', '.join(known)}")
+            raise ValueError(
+                f"{where}{name} has no parameter {key!r}{_near(key, known)}; it has {', '.join(known)}"
+            )
     return kind(**settings)
 
 
