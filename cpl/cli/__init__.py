@@ -156,8 +156,8 @@ def _build_parser(names: Sequence[str]) -> argparse.ArgumentParser:
             epilog=getattr(module, "EPILOG", None),
         )
         module.add_arguments(sub)
-        # SUPPRESS: `cpl --debug restore` must not be reset to False by the sub-parser's default.
-        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        # Accepted here too; `main` looks for it itself, since errors may come before parsing ends.
+        sub.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
         sub.set_defaults(command_module=module)
     return parser
 

@@ -88,8 +88,8 @@ def plan(
     if single and not target.is_dir() and target.suffix.lower() in SUFFIXES:
         source = images[0][0]
         jobs = [Job(source, target.with_name(f"{target.stem}{suffix}{target.suffix}"))]
-    elif target.exists() and not target.is_dir():
-        raise CplError(f"{target}: is a file; {len(images)} images need a folder as --output")
+    elif not target.is_dir() and (target.exists() or target.suffix.lower() in SUFFIXES):
+        raise CplError(f"{target}: is a file's name; {len(images)} images need a folder as --output")
     else:
         jobs = [Job(s, target / r.with_name(f"{r.stem}{suffix}{r.suffix}")) for s, r in images]
     _check(jobs, overwrite)
@@ -120,7 +120,7 @@ def run(
         try:
             _restore_file(job, restorer)
             report.written.append(job.target)
-        except (CplError, ValueError, OSError) as error:
+        except (CplError, ValueError, OSError, MemoryError) as error:
             report.failed.append((job.source, error))
             if on_error is not None:
                 on_error(job.source, error)

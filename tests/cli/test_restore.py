@@ -253,7 +253,13 @@ def test_outputs_are_settled_before_any_work(run: Any, tmp_path: Path) -> None:
     assert (out / "a.png").read_bytes() != old
     photo(tmp_path / "x/b.png")
     one_error(
-        run("restore", tmp_path / "x", "--checkpoint", "x", "--output", out / "a.png"), "is a file", "folder"
+        run("restore", tmp_path / "x", "--checkpoint", "x", "--output", out / "a.png"),
+        "is a file's name",
+        "folder",
+    )
+    new = tmp_path / "new.png"
+    one_error(
+        run("restore", tmp_path / "x", "--checkpoint", "x", "--output", new), "is a file's name", "folder"
     )
     one_error(
         run("restore", tmp_path / "x", "--checkpoint", "x", "--output", out, "--suffix", "/etc"), "--suffix"

@@ -328,6 +328,16 @@ def test_broken_files_are_named_in_one_line(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
+def test_too_large_for_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(pixels: np.ndarray, orientation: int) -> np.ndarray:
+        raise MemoryError
+
+    write_image(tmp_path / "a.png", np.zeros((4, 4, 3), np.float32))
+    monkeypatch.setattr("cpl.inference.images.upright", exhausted)
+    with pytest.raises(ImageError, match=r"a\.png: too large for this machine's memory"):
+        read_image(tmp_path / "a.png")
+
+
 def test_random_damage_never_escapes_as_another_error(tmp_path: Path) -> None:
     """A decoder that meets nonsense may raise anything; the reader turns it into ImageError or reads it."""
     rng = np.random.default_rng(1)
