@@ -11,7 +11,7 @@ the header of every file, and some files wholly. Exit status 1 if anything is wr
 EPILOG = """\
 examples:
   cpl data check demo
-  cpl data check my-preset.yaml data.root=/datasets
+  cpl data check three_task ROOT=/datasets
   cpl data check my-preset.yaml --decode-all     decode every file (slow, but finds each truncated one)
 """
 EXTRA = "train"
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     check.add_argument("preset", help="name of a preset that comes with cpl, or a YAML file")
     check.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="change the preset, as data.root=/datasets"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="change the preset, as ROOT=/datasets or data.crop=64"
     )
     check.add_argument(
         "--decode-all", action="store_true", help="decode every file wholly, not 8 of each source"
@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"reading {source}", file=sys.stderr)
 
     report = check(config.data, decode_all=args.decode_all, progress=progress)
-    Console().print(report.table())
+    # Piped into a file, a table is as wide as it needs to be, not 80 columns.
+    Console(width=None if sys.stdout.isatty() else 120).print(report.table())
     for row in report.rows:
         for note in row.notes:
             print(f"note: {row.section} {row.kind} {row.location}: {note}")
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     if problems:
-        print(f"{len(problems)} problem{'s' * (len(problems) > 1)}; training would fail", file=sys.stderr)
+        print(f"{len(problems)} problem{'s' * (len(problems) > 1)}", file=sys.stderr)
         return 1
     print(f"all well: {report.per_epoch} training items per epoch")
     return 0

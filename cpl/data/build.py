@@ -22,7 +22,7 @@ from cpl.data.photos import bundled_photos
 from cpl.data.seeding import derive
 
 
-def build_dataset(config: DataConfig, seed: int) -> MixedDataset:
+def build_dataset(config: DataConfig, seed: int = 0) -> MixedDataset:
     """The training set of ``config``; its ``tasks`` are ``config.tasks``. Every source has a seed of its own.
 
     Raises:
@@ -48,7 +48,7 @@ def build_dataset(config: DataConfig, seed: int) -> MixedDataset:
     return MixedDataset(datasets, repeats)
 
 
-def build_cases(config: ValidationConfig, seed: int) -> Cases:
+def build_cases(config: ValidationConfig, seed: int = 0) -> Cases:
     """The fixed cases of ``config``, made when asked for; a sequence of :class:`Case`.
 
     ``config`` is ``DataConfig.validation``. Repeats are ignored: every image is measured once.

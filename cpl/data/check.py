@@ -52,30 +52,19 @@ class Report:
     def table(self) -> Any:
         """A rich table, one row per source."""
         table = require("train", "rich.table").Table(title="data")
-        for column in (
-            "section",
-            "kind",
-            "tasks",
-            "images or pairs",
-            "per epoch",
-            "smallest",
-            "location",
-            "",
-        ):
-            table.add_column(
-                column, justify="right" if column in ("images or pairs", "per epoch") else "left"
-            )
+        for column in ("section", "source", "tasks"):
+            table.add_column(column, overflow="fold")  # a path must stay legible in a narrow window
+        for column in ("images or pairs", "per epoch", "smallest"):
+            table.add_column(column, justify="right")
+        table.add_column("", no_wrap=True)
         for row in self.rows:
             count = f"{row.count}" if row.expected is None else f"{row.count} of {row.expected}"
             smallest = f"{row.smallest[1]}x{row.smallest[0]}" if row.smallest else ""
-            state = (
-                f"[red]{len(row.problems)} problem{'s' * (len(row.problems) > 1)}[/red]"
-                if row.problems
-                else "ok"
-            )
+            many = "s" if len(row.problems) > 1 else ""
+            state = f"[red]{len(row.problems)} problem{many}[/red]" if row.problems else "ok"
             table.add_row(
-                row.section, row.kind, ", ".join(row.tasks), count, str(row.per_epoch or ""), smallest,
-                row.location, state,
+                row.section, f"{row.kind}: {row.location}", ", ".join(row.tasks), count,
+                str(row.per_epoch or ""), smallest, state,
             )  # fmt: skip
         return table
 
@@ -212,7 +201,7 @@ def _visits(source: SourceConfig) -> int:
 
 def _location(source: SourceConfig, root: Path | None) -> str:
     if isinstance(source, BundledSource):
-        return f"bundled photographs, {source.split}"
+        return f"{source.split} photographs"
     if isinstance(source, FolderSource):
         return ", ".join(str(resolve(path, root)) for path in source.paths)
     return f"{resolve(source.input, root)} -> {resolve(source.target, root)}"

@@ -19,7 +19,7 @@ EXAMPLES = (
     ("noise:sigma=25", "chelsea", (20, 60)),
     ("motion_blur:length=15,angle=20,bend=40", "china", (20, 40)),
     ("defocus_blur:radius=3", "flower", (40, 120)),
-    ("rain", "china", (187, 0)),
+    ("rain:density=10,strength=0.85", "china", (187, 0)),
     ("haze:beta=1.8", "china", (100, 160)),
     ("low_light:scale=0.06", "coffee", (60, 130)),
     ("snow", "rocket", (180, 160)),
@@ -49,7 +49,7 @@ def degradation_sheet(seed: int = 0) -> Any:
         x, y = column * (cell[0] + 2 * _GAP) + _GAP, row * (cell[1] + _GAP) + _GAP
         photo = photos[name]
         after = create(specification)(photo, generator(seed, specification, name))
-        draw.text((x, y), f"{name}, then {specification}", fill="black", font=font)
+        draw.text((x, y), f"{specification}  ({name})", fill="black", font=font)
         for shift, image in ((0, photo), (width + _GAP, after)):
             window = image[top : top + height, left : left + width]
             pixels = np.rint(window * 255).astype(np.uint8)
