@@ -36,6 +36,7 @@ class Case:
         call: ``call(*inputs, backend=name)`` -> the differentiable output.
         naive: ``naive(*inputs)`` -> the same, by a formula independent of reference.py.
         terms: how many times larger than the result its terms are (1: no cancellation).
+        floor: a magnitude of the terms that holds however small the result: sums that may cancel to 0.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Case:
     call: Callable[..., Tensor]
     naive: Callable[..., Tensor]
     terms: float = 1.0
+    floor: float = 0.0
 
     def inputs(self, dtype: torch.dtype, layout: str = "contiguous", seed: int = 0) -> Inputs:
         rng = torch.Generator().manual_seed(seed)
@@ -87,7 +89,8 @@ def check_parity(
     for i, (g, s, o) in enumerate(zip(got, same, gold, strict=True)):
         what = "output" if i == 0 else f"gradient of input {i - 1}"
         assert i == 0 or g.dtype == dtype, f"{case.name} {what}: {g.dtype}"
-        scale = torch.full_like(o, case.terms * float(o.abs().max()) if o.numel() else 0.0)
+        largest = float(o.abs().max()) if o.numel() else 0.0
+        scale = torch.full_like(o, case.terms * max(largest, case.floor))
         harness.assert_no_worse(f"{case.name} {dtype} {layout} {what}", g, s.to(g.dtype), o, scale)
 
 
