@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     check.add_argument("preset", help="name of a preset that comes with cpl, or a YAML file")
     check.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="change the preset, as ROOT=/datasets or data.crop=64"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="change the preset, as ROOT=/datasets or data.crop=64",
     )
     check.add_argument(
         "--decode-all", action="store_true", help="decode every file wholly, not 8 of each source"

@@ -14,7 +14,7 @@ from cpl.data.photos import bundled_photos
 from cpl.errors import CplError
 from cpl.extras import require
 
-_SAMPLES = 8  # files of a source that are decoded wholly, evenly spread
+_SAMPLES = 8  # files of one side of a source that are decoded wholly, evenly spread
 _SHOWN = 5  # problems of one kind that are listed one by one
 
 
@@ -74,8 +74,8 @@ def check(
 ) -> Report:
     """Verify folders, pairs, counts and images of ``config``.
 
-    Of every file the header is read (format and size, the sizes of a pair compared); of each source 8
-    files are decoded wholly, or all of them with ``decode_all``. Nothing is raised for a bad file: all
+    Of every file the header is read (format and size, the sizes of a pair compared); of each folder 8
+    files, evenly spread, are decoded wholly, or all of them with ``decode_all``. Nothing is raised for a bad file: all
     problems are in the report. ``progress`` is called with the name of each source before it is read.
     """
     rows = [_check_source("train", s, config.root, config.crop, decode_all, progress) for s in config.sources]
@@ -122,7 +122,9 @@ def _check_source(
                 resolve(source.input, root), resolve(source.target, root), source.rule, source.walks
             )
             row.count = len(pairs)
-            sizes = _check_files(row, [p for _, *both in pairs for p in both], decode_all)
+            # each side by itself, so that files of both are decoded
+            sizes = _check_files(row, [first for _, first, _ in pairs], decode_all)
+            sizes |= _check_files(row, [second for _, _, second in pairs], decode_all)
             _compare_sizes(row, pairs, sizes)
     except CplError as error:
         row.problems.append(str(error))
@@ -144,15 +146,14 @@ def _check_files(row: Row, files: list[Path], decode_all: bool) -> dict[Path, tu
             sizes[path] = _header(path)
         except Exception as error:  # a damaged header can raise anything inside a decoder
             unreadable.append(f"{path}: not readable as an image ({_reason(error)}); replace or remove it")
-    step = 1 if decode_all else max(1, len(files) // _SAMPLES)
-    for path in files[::step]:
+    samples = len(files) if decode_all else min(_SAMPLES, len(files))
+    for path in [files[index * len(files) // samples] for index in range(samples)]:
         if path in sizes:
             try:
                 decode(path)
             except CplError as error:
                 unreadable.append(str(error))
-    if sizes:
-        row.smallest = min(sizes.values(), key=min)
+    row.smallest = min([*sizes.values(), *([row.smallest] if row.smallest else [])], key=min, default=None)
     _add(row, unreadable)
     return sizes
 
@@ -161,8 +162,9 @@ def _header(path: Path) -> tuple[int, int]:
     pil = require("train", "PIL.Image")
     with pil.open(path) as image:
         width, height = image.size
-        # what the decoder will make of it: a camera's picture may lie on its side
-        if image.getexif().get(0x0112, 1) >= 5:
+        # What the decoder will make of it: a camera's picture may lie on its side. In a PNG, Pillow would
+        # look for EXIF behind the pixels too and decode them all.
+        if (image.format != "PNG" or "exif" in image.info) and image.getexif().get(0x0112, 1) >= 5:
             width, height = height, width
     return height, width
 
