@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+from typing import Any
 
 HELP = "train a model by a preset"
 EXTRA: str | None = "train"
@@ -68,17 +69,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resume at another thread count, without the promise of equal bits",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    _intermix(parser)
+
+
+def _intermix(parser: argparse.ArgumentParser) -> None:
+    """Let fields stand after options too (`cpl train demo --output x steps=100`), which argparse refuses."""
+    plain = parser.parse_known_args
+
+    def intermixed(args: Any = None, namespace: Any = None) -> Any:
+        parser.parse_known_args = plain  # type: ignore[method-assign]  # it is called from within
+        return parser.parse_known_intermixed_args(args, namespace)
+
+    parser.parse_known_args = intermixed  # type: ignore[method-assign,assignment]
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; 0 when the last step is done, 130 after Ctrl-C, 143 after SIGTERM."""
     from cpl.training import Trainer
 
-    config = _config(args)
+    config, resume = _config(args)
     if args.dry_run:
         print(config.to_yaml(), end="")
         return 0
-    trainer = Trainer(config, resume=args.resume, allow_thread_change=args.allow_thread_change)
+    trainer = Trainer(config, resume=resume, allow_thread_change=args.allow_thread_change)
     result = trainer.run()
     if os.environ.get("RANK", "0") != "0":
         return _SIGNALLED + result.signal if result.signal else 0
@@ -93,29 +106,35 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _config(args: argparse.Namespace):  # type: ignore[no-untyped-def]  # its type is behind the extra
+def _config(args: argparse.Namespace) -> tuple[Any, str | bool]:
+    """The configuration, and where to resume from (True: the run's own folder; False: a new run)."""
     from pathlib import Path
 
     from cpl.errors import CplError
-    from cpl.training import load_preset, stored_config
+    from cpl.training import load_preset, preset_names, stored_config
 
+    preset, resume = args.preset, args.resume
     overrides = [*args.overrides, *args.more_overrides]
-    preset = args.preset
     if preset is not None and "=" in preset and not Path(preset).exists():
         overrides.insert(0, preset)  # `cpl train --resume DIR field=value`: there was no preset
         preset = None
+    if isinstance(resume, str) and not Path(resume).exists():
+        # `--resume` without a folder takes the next word, whatever it is.
+        if "=" in resume:
+            overrides.append(resume)
+            resume = True
+        elif preset is None and (resume in preset_names() or resume.endswith((".yaml", ".yml"))):
+            preset, resume = resume, True
     if args.output is not None:
         overrides.append(f"output_dir={args.output!r}")
     if args.init is not None:
-        if args.resume:
+        if resume:
             raise CplError("--init starts a new run and --resume continues one: give one of them")
         overrides.append(f"init={args.init!r}")
     if args.deterministic:
         overrides.append("deterministic=true")
     if preset is not None:
-        return load_preset(preset, overrides)
-    if isinstance(args.resume, str):
-        return stored_config(args.resume, overrides)
-    from cpl.training import preset_names
-
+        return load_preset(preset, overrides), resume
+    if isinstance(resume, str):
+        return stored_config(resume, overrides), resume
     raise CplError(f"which preset? cpl train PRESET, one of {', '.join(preset_names())}, or a YAML file")

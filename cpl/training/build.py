@@ -101,7 +101,7 @@ def validation_cases(config: TrainConfig) -> Sequence[Mapping[str, Any]] | None:
     """What to validate on, or None where the configuration names nothing."""
     from cpl.data import build_cases
 
-    return None if config.data.validation is None else build_cases(config.data.validation)
+    return None if config.data.validation is None else build_cases(config.data.validation, seed=config.seed)
 
 
 def data_problems(config: TrainConfig) -> list[str]:

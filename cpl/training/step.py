@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,18 @@ class TrainingStep(nn.Module):
 
         ``want_parts``: the loss's terms too, which may cost another pass of the feature network.
         """
+        try:
+            return self._measure(degraded, target, draw, want_parts)
+        except ValueError as error:
+            if "non-finite" not in str(error):
+                raise
+            # On a CPU the router refuses NaN features. To training that is a non-finite loss like any other,
+            # and it must have a backward pass, or the other ranks would wait for this one's gradients.
+            parameters = [p for p in self.model.parameters() if p.requires_grad]
+            loss = torch.stack([p.sum() for p in parameters]).sum() * math.nan
+            return StepOutput(loss, torch.full((len(degraded),), math.nan, device=degraded.device), {})
+
+    def _measure(self, degraded: Tensor, target: Tensor, draw: int, want_parts: bool) -> StepOutput:
         parts: dict[str, Tensor] = {}
         if self.criterion is None:
             restored = self.model(degraded)

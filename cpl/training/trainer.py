@@ -156,7 +156,8 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.guard.load(state["nonfinite"])
-        self.best = dict(state["best"])
+        if (self.run_dir / BEST_FILE).exists():  # in a new folder there is no best yet
+            self.best = dict(state["best"])
         self.step = state["step"]
         rng.restore(state["rng"][self.rank])
         return [*notes, f"resumed {resume.path} at step {self.step}"]
@@ -382,8 +383,7 @@ def _accelerator(config: TrainConfig) -> Any:
         cpu=config.device == "cpu" or not torch.cuda.is_available(),
         mixed_precision=config.mixed_precision,
         kwargs_handlers=[
-            # The model has no buffers that change, so none need be sent at every step.
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
             # The others wait while rank 0 validates, which may take longer than NCCL's ten minutes.
             InitProcessGroupKwargs(timeout=timedelta(hours=3)),
         ],
