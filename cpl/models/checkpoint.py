@@ -33,10 +33,9 @@ from cpl_kernels._version import __version__
 
 FORMAT = "cpl-checkpoint"
 FORMAT_VERSION = 1
-RESERVED = frozenset(  # what load_checkpoint's info holds of itself
-    ("path", "format", "format_version", "architecture", "config", "task_names")
-    + ("version", "commit", "key", "unused", "notes", "dtype")
-)
+# What load_checkpoint's info says of the file itself.
+_OF_THE_FILE = ("path", "format", "format_version", "key", "version", "commit", "dtype", "unused", "notes")
+RESERVED = frozenset((*_OF_THE_FILE, "architecture", "config", "task_names"))
 
 
 def save_checkpoint(
