@@ -4,8 +4,8 @@
     model, info = cpl.load_checkpoint("best.safetensors")
     sharp = cpl.restore(model, photo)            # PIL image, NumPy array or tensor
 
-What is listed here is imported when it is first used, so ``import cpl`` is quick and needs nothing
-but torch; parts that need more name the extra that brings it.
+What is listed here is imported when it is first used, so ``import cpl`` is quick and does not
+even import torch; parts that need more name the extra that brings it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from cpl_kernels._version import __version__
-
 if TYPE_CHECKING:
     from cpl.inference.restore import restore
     from cpl.models import ModelConfig, create_model, load_checkpoint, save_checkpoint
+    from cpl_kernels._version import __version__
 
 _ATTRIBUTES = {
+    "__version__": "cpl_kernels",
     "ModelConfig": "cpl.models",
     "create_model": "cpl.models",
     "load_checkpoint": "cpl.models",

@@ -39,6 +39,7 @@ EXTRAS: dict[str, dict[str, str]] = {
         "skimage": "scikit-image",
         "sklearn": "scikit-learn",
         "tensorboard": "tensorboard",
+        "tifffile": "tifffile",
     },
 }
 
