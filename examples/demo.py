@@ -35,8 +35,12 @@ THREADS = 2  # what the figures in the README were made with; another count chan
 
 def main(argv: list[str] | None = None) -> int:
     """Train, restore, measure, draw; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="demo", metavar="DIR", help="folder for the results (default: demo)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", default="demo", metavar="DIR", help="folder for the results (default: demo)"
+    )
     parser.add_argument("--threads", type=int, default=THREADS, help=f"CPU threads (default: {THREADS})")
     parser.add_argument(
         "overrides", nargs="*", metavar="FIELD=VALUE", help="change the preset, for example steps=100"
@@ -64,7 +68,7 @@ def run(output: Path, threads: int, overrides: list[str]) -> dict[str, Any]:
     from rich.console import Console
 
     import cpl
-    from cpl.data import build_dataset, bundled_photos, evaluation_cases
+    from cpl.data import bundled_photos, evaluation_cases
     from cpl.inference.evaluate import evaluate
     from cpl.training import Trainer, load_preset
 
@@ -109,7 +113,10 @@ def run(output: Path, threads: int, overrides: list[str]) -> dict[str, Any]:
         "steps": result.steps,
         "batch_size": config.batch_size,
         "seed": config.seed,
-        "photos": {"trained": [p.name for p in bundled_photos("train")], "held_out": [p.name for p in photos]},
+        "photos": {
+            "trained": [p.name for p in bundled_photos("train")],
+            "held_out": [p.name for p in photos],
+        },
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": seconds,
         "threads": threads,
@@ -117,7 +124,7 @@ def run(output: Path, threads: int, overrides: list[str]) -> dict[str, Any]:
         "torch": str(torch.__version__),
     }
     evaluation.save_json(output / RESULTS)
-    write_card(output / CARD, evaluation, config, len(build_dataset(config.data, seed=config.seed)))
+    write_card(output / CARD, evaluation, config)
     print(f"{seconds['total']:.0f} s in all, {seconds['training']:.0f} of them training")
     print(f"pictures: {output / SHEET}   curves: {output / CURVES}   model card: {output / CARD}")
     print("Restore your own photos with:")
@@ -147,7 +154,11 @@ def write_sheet(path: Path, cases: list[Any], restored: dict[tuple[str, str], np
         of_task = [case for case in cases if case["task"] == task]
         case = of_task[row % len(of_task)]
         target = case["target"]
-        pictures = (("degraded", case["degraded"]), ("restored", restored[task, case["name"]]), ("truth", target))
+        pictures = (
+            ("degraded", case["degraded"]),
+            ("restored", restored[task, case["name"]]),
+            ("truth", target),
+        )
         for axes, (what, image) in zip(grid[row], pictures, strict=True):
             axes.imshow(np.clip(image, 0, 1))
             axes.set_axis_off()
@@ -173,7 +184,9 @@ def write_curves(path: Path, metrics: Path) -> None:
     left.set(xlabel="step", ylabel="loss (L1 + CPR)", title="training loss")
     right.plot([r["step"] for r in trained], [r["psnr"] for r in trained], label="training crops", alpha=0.5)
     if validated:
-        right.plot([r["step"] for r in validated], [r["psnr"] for r in validated], "o-", label="held-out, restored")
+        right.plot(
+            [r["step"] for r in validated], [r["psnr"] for r in validated], "o-", label="held-out, restored"
+        )
         right.axhline(validated[0]["degraded_psnr"], color="grey", ls="--", label="held-out, degraded")
     right.set(xlabel="step", ylabel="PSNR (dB)", title="PSNR, mean over degradations")
     right.legend(fontsize=8)
@@ -183,7 +196,7 @@ def write_curves(path: Path, metrics: Path) -> None:
         figure.savefig(file, format="png")
 
 
-def write_card(path: Path, evaluation: Any, config: Any, items: int) -> None:
+def write_card(path: Path, evaluation: Any, config: Any) -> None:
     """The model card: what it was trained on, what it reaches, where it ends."""
     from cpl.files import atomic_write
 
@@ -213,11 +226,12 @@ Trained on {len(info["photos"]["trained"])} photographs that scikit-image and sc
 Held out, never trained on: {", ".join(info["photos"]["held_out"])}.
 
 ## Training
-{info["steps"]} steps of {info["batch_size"]} crops of {config.data.crop} x {config.data.crop} pixels ({items} pairs of \
-photograph and degradation), AdamW, learning rate {config.optimizer.lr:g} with cosine decay, EMA {config.ema}, seed
-{info["seed"]}. Loss: L1 and Contrastive Prompt Regularization ({loss.form}, features {loss.features!r}, K = \
-{loss.num_negatives}, weight {loss.weight:g}). {info["seconds"]["training"]:.0f} s on {info["threads"]} threads ({info["machine"]},
-torch {info["torch"]}). The weights are the last ones, not chosen on the held-out photographs.
+- {info["steps"]} steps of {info["batch_size"]} crops of {config.data.crop} x {config.data.crop} pixels
+- AdamW, learning rate {config.optimizer.lr:g} with cosine decay, EMA {config.ema}, seed {info["seed"]}
+- loss: L1 and Contrastive Prompt Regularization ({loss.form}, features "{loss.features}", {loss.num_negatives}
+  negatives, weight {loss.weight:g})
+- {info["seconds"]["training"]:.0f} s on {info["threads"]} threads ({info["machine"]}, torch {info["torch"]})
+- the weights are the last ones, not chosen on the held-out photographs
 
 ## Figures
 PSNR in dB / SSIM on the whole held-out photographs, RGB, mean over images:

@@ -80,7 +80,7 @@ def _intermix(parser: argparse.ArgumentParser) -> None:
         parser.parse_known_args = plain  # type: ignore[method-assign]  # it is called from within
         return parser.parse_known_intermixed_args(args, namespace)
 
-    parser.parse_known_args = intermixed  # type: ignore[method-assign,assignment]
+    parser.parse_known_args = intermixed  # type: ignore[method-assign]
 
 
 def run(args: argparse.Namespace) -> int:

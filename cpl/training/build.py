@@ -57,7 +57,9 @@ def initialise(network: nn.Module, path: str) -> list[str]:
     own = network.state_dict()
     fits = {name: value for name, value in source.items() if name in own and own[name].shape == value.shape}
     if not fits:
-        raise CplError(f"{path}: none of its {len(source)} parameters fits {type(network).__name__}; set model.*")
+        raise CplError(
+            f"{path}: none of its {len(source)} parameters fits {type(network).__name__}; set model.*"
+        )
     network.load_state_dict(fits, strict=False)
     lines = [f"started from {path}: {len(fits)} of {len(own)} parameters"]
     for name in sorted(own.keys() - fits.keys()):

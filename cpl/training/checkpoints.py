@@ -43,7 +43,9 @@ class CheckpointStore:
         """Complete-looking checkpoints, oldest first."""
         if not self.folder.is_dir():
             return []
-        found = [(int(m[1]), p) for p in self.folder.iterdir() if p.is_dir() and (m := _NAME.fullmatch(p.name))]
+        found = [
+            (int(m[1]), p) for p in self.folder.iterdir() if p.is_dir() and (m := _NAME.fullmatch(p.name))
+        ]
         return [path for _, path in sorted(found)]
 
     def save(self, step: int, state: dict[str, Any], save_model: Callable[[Path], object]) -> Path:
@@ -88,7 +90,7 @@ class CheckpointStore:
             shutil.rmtree(old, ignore_errors=True)
         return final
 
-    def newest_whole(self, report: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    def newest_whole(self, report: Callable[[str], object]) -> tuple[Path, dict[str, Any]]:
         """The newest checkpoint that is undamaged, and its state; damaged newer ones are reported.
 
         Raises:

@@ -14,9 +14,11 @@ NonNegative = Annotated[float, Field(ge=0)]
 
 # What may differ between a run and its resumption: nothing here touches the weights' path.
 FREE = frozenset(
-    "name num_workers init log_every validate_every save_every keep_checkpoints max_nonfinite "
-    "max_nonfinite_in_a_row output_dir device "
-    "data.root data.validation channel".split()
+    (
+        *("name", "init", "output_dir", "device", "num_workers", "data.root", "data.validation", "channel"),
+        *("log_every", "validate_every", "save_every", "keep_checkpoints"),
+        *("max_nonfinite", "max_nonfinite_in_a_row"),
+    )
 )
 
 
@@ -30,8 +32,8 @@ class ModelSection(Section):
     """The network, by name; None leaves a value to the architecture."""
 
     name: str = "cplir"
-    num_prompts: int | None = Field(None, ge=1, description="prompts per pool")
-    top_k: int | None = Field(None, ge=1, description="prompts chosen per image")
+    num_prompts: int | None = Field(default=None, ge=1, description="prompts per pool")
+    top_k: int | None = Field(default=None, ge=1, description="prompts chosen per image")
     normalize: Literal["none", "topk"] | None = None
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="further create_model overrides (dim, num_blocks, ...)"
@@ -53,13 +55,13 @@ class LossSection(Section):
     kind: Literal["cpr", "l1"] = "cpr"
     form: Literal["subtractive", "ratio", "infonce"] = "subtractive"
     features: Literal["vgg16", "random", "pixel"] = "vgg16"
-    feature_weights: str | None = Field(None, description="file with torchvision's VGG16 weights")
+    feature_weights: str | None = Field(default=None, description="file with torchvision's VGG16 weights")
     layer_weights: list[NonNegative] | None = None
     normalize_features: bool = False
     weight: NonNegative = 1e-3
     margin: Positive | None = None
     temperature: Positive = 0.1
-    num_negatives: int = Field(4, ge=1)
+    num_negatives: int = Field(default=4, ge=1)
     negative_weights: Literal["own", "positive"] = "own"
 
 
@@ -77,11 +79,12 @@ class ScheduleSection(Section):
     """Learning rate: linear warm-up, then cosine, with restarts if several periods are given."""
 
     kind: Literal["cosine", "constant"] = "cosine"
-    unit: Literal["steps", "epochs"] = Field("steps", description="what warmup and periods count")
+    unit: Literal["steps", "epochs"] = Field(default="steps", description="what warmup and periods count")
     warmup: NonNegative = 0.0
     warmup_lr: NonNegative = 0.0
     periods: list[Positive] | None = Field(
-        None, description="length of each cosine period, warm-up included in the first; None: the whole run"
+        default=None,
+        description="length of each cosine period, warm-up included in the first; None: the whole run",
     )
     min_lr: NonNegative = 0.0
 
@@ -89,31 +92,35 @@ class ScheduleSection(Section):
 class TrainConfig(Section):
     """A whole run. Build it with :func:`cpl.training.load_preset`."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    model: ModelSection = Field(default_factory=ModelSection)
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: ModelSection = ModelSection()
     data: DataConfig
-    loss: LossSection = Field(default_factory=LossSection)
-    optimizer: OptimizerSection = Field(default_factory=OptimizerSection)
-    schedule: ScheduleSection = Field(default_factory=ScheduleSection)
-    steps: int | None = Field(None, ge=1, description="length of the run in updates; or give epochs")
-    epochs: Positive | None = Field(None, description="length of the run in passes over the data")
-    batch_size: int = Field(8, ge=1, description="images per process and step")
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(0.999, description="EMA decay per step; None: off")
-    clip_norm: Positive | None = Field(1.0, description="largest gradient norm; None: no clipping")
+    loss: LossSection = LossSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    steps: int | None = Field(default=None, ge=1, description="length of the run in updates; or give epochs")
+    epochs: Positive | None = Field(default=None, description="length of the run in passes over the data")
+    batch_size: int = Field(default=8, ge=1, description="images per process and step")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=0.999, description="EMA decay per step; None: off"
+    )
+    clip_norm: Positive | None = Field(default=1.0, description="largest gradient norm; None: no clipping")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mixed_precision: Literal["no", "bf16"] = "no"
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     deterministic: bool = False
-    num_workers: int = Field(0, ge=0, description="data loading processes per training process")
-    init: str | None = Field(None, description="checkpoint to fine-tune from")
-    channel: Literal["rgb", "y"] = Field("rgb", description="what validation measures PSNR and SSIM on")
-    log_every: int = Field(50, ge=1)
-    validate_every: int | None = Field(5000, ge=1, description="steps; None: only at the end")
-    save_every: int = Field(5000, ge=1)
-    keep_checkpoints: int = Field(3, ge=1)
-    max_nonfinite: int = Field(100, ge=1, description="steps skipped in all before the run stops")
-    max_nonfinite_in_a_row: int = Field(10, ge=1)
-    output_dir: str | None = Field(None, description="folder of the run; None: runs/NAME")
+    num_workers: int = Field(default=0, ge=0, description="data loading processes per training process")
+    init: str | None = Field(default=None, description="checkpoint to fine-tune from")
+    channel: Literal["rgb", "y"] = Field(
+        default="rgb", description="what validation measures PSNR and SSIM on"
+    )
+    log_every: int = Field(default=50, ge=1)
+    validate_every: int | None = Field(default=5000, ge=1, description="steps; None: only at the end")
+    save_every: int = Field(default=5000, ge=1)
+    keep_checkpoints: int = Field(default=3, ge=1)
+    max_nonfinite: int = Field(default=100, ge=1, description="steps skipped in all before the run stops")
+    max_nonfinite_in_a_row: int = Field(default=10, ge=1)
+    output_dir: str | None = Field(default=None, description="folder of the run; None: runs/NAME")
 
     @field_validator("data", mode="before")
     @classmethod

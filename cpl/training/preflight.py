@@ -22,7 +22,12 @@ def check_devices(config: TrainConfig) -> None:
     if config.device == "cuda" and not cuda:
         built = "torch finds no GPU" if torch.version.cuda else "this torch is built without CUDA"
         raise CplError(f"device=cuda, but {built}: give device=cpu, or install a CUDA build of torch")
-    if config.mixed_precision == "bf16" and cuda and config.device != "cpu" and not torch.cuda.is_bf16_supported():
+    if (
+        config.mixed_precision == "bf16"
+        and cuda
+        and config.device != "cpu"
+        and not torch.cuda.is_bf16_supported()
+    ):
         name = torch.cuda.get_device_name()
         raise CplError(f"mixed_precision=bf16, but {name} has no bfloat16: give mixed_precision=no")
 
@@ -51,7 +56,9 @@ def check_disk(run: Path, model: nn.Module, config: TrainConfig) -> None:
     """Raises CplError when the checkpoints that will be kept cannot fit, or the folder cannot be written."""
     parent = _existing(run)
     if not os.access(parent, os.W_OK):
-        raise CplError(f"{run} cannot be written: no permission in {parent}; give another folder with --output")
+        raise CplError(
+            f"{run} cannot be written: no permission in {parent}; give another folder with --output"
+        )
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     # model file + raw weights + EMA + AdamW's two moments; one more set than is kept, while it is written
     each = weights * (4 + (config.ema is not None))

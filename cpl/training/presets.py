@@ -73,7 +73,9 @@ def _find(name: str) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or os.sep in name:
         if not path.is_file():
-            raise CplError(f"{name}: no such preset file; give a YAML file or one of {', '.join(preset_names())}")
+            raise CplError(
+                f"{name}: no such preset file; give a YAML file or one of {', '.join(preset_names())}"
+            )
         return path
     if name not in preset_names():
         raise CplError(
@@ -123,7 +125,9 @@ def _child(values: Any, key: str, path: str, override: str) -> Any:
     if isinstance(values, dict):
         return values[key]
     if not key.isdecimal() or int(key) >= len(values):
-        raise CplError(f"override {override!r}: {path} is a list; its items are 0 to {len(values) - 1}, not {key}")
+        raise CplError(
+            f"override {override!r}: {path} is a list; its items are 0 to {len(values) - 1}, not {key}"
+        )
     return values[int(key)]
 
 

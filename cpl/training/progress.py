@@ -36,7 +36,9 @@ class Reporter:
 
         self._metrics = run / METRICS_FILE
         keep_metrics(self._metrics, first_step)
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._writer = SummaryWriter(
+            str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None
+        )
         if self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("[bold]train"),

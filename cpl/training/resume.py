@@ -28,10 +28,16 @@ class Resume:
     """
 
     def __init__(
-        self, config: TrainConfig, run_dir: Path, source: str | os.PathLike[str] | bool, allow_thread_change: bool
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        source: str | os.PathLike[str] | bool,
+        allow_thread_change: bool,
     ) -> None:
         self.notes: list[str] = []
-        self.path, self.state = find_state(run_dir if source is True else Path(str(source)), self.notes.append)
+        self.path, self.state = find_state(
+            run_dir if source is True else Path(str(source)), self.notes.append
+        )
         self._allow_thread_change = allow_thread_change
         differing = config.differences(self.state["config"])
         if differing:

@@ -35,7 +35,9 @@ class TrainingStep(nn.Module):
     def __init__(self, model: nn.Module, criterion: nn.Module | None = None, num_negatives: int = 0) -> None:
         super().__init__()
         if (criterion is None) != (num_negatives == 0):
-            raise ValueError(f"negatives serve a contrastive criterion only, got {criterion} and {num_negatives}")
+            raise ValueError(
+                f"negatives serve a contrastive criterion only, got {criterion} and {num_negatives}"
+            )
         self.model, self.criterion, self.num_negatives = model, criterion, num_negatives
 
     def forward(self, degraded: Tensor, target: Tensor, draw: int, want_parts: bool = False) -> StepOutput:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from cpl.errors import CplError
 from cpl.training import build, preflight, rng
 from cpl.training.checkpoints import CheckpointStore
 from cpl.training.config import TrainConfig
@@ -114,7 +113,9 @@ class Trainer:
         if config.ema is not None:
             self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         criterion = build.criterion(config)
-        self.module = TrainingStep(model, criterion, config.loss.num_negatives if criterion is not None else 0)
+        self.module = TrainingStep(
+            model, criterion, config.loss.num_negatives if criterion is not None else 0
+        )
         self.wrapped = self.accelerator.prepare(self.module)
         o = config.optimizer
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -313,7 +314,9 @@ class Trainer:
     def _save_model(self, path: Path) -> None:
         from cpl.models.checkpoint import save_checkpoint
 
-        best = {} if self.best["step"] < 0 else {"best_psnr": self.best["psnr"], "best_step": self.best["step"]}
+        best = (
+            {} if self.best["step"] < 0 else {"best_psnr": self.best["psnr"], "best_step": self.best["step"]}
+        )
         save_checkpoint(
             self.trained,
             path,
@@ -354,7 +357,10 @@ class _Meter:
         loss, steps, decibels, images = sums.tolist()
         rate = self._updates * per_step / max(time.monotonic() - self._since, 1e-9)
         self._reset()
-        return {"loss": loss / steps if steps else math.nan, "psnr": decibels / images if images else math.nan}, rate
+        return {
+            "loss": loss / steps if steps else math.nan,
+            "psnr": decibels / images if images else math.nan,
+        }, rate
 
     def paused(self) -> _Pause:
         return _Pause(self)

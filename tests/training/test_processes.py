@@ -98,7 +98,9 @@ def test_two_ranks_train_as_one_process_of_twice_the_batch(tmp_path: Path) -> No
         (["smoke", "--init", "a.safetensors", "--resume"], "give one of them"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line_and_exit_2(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     from cpl.cli import main
 
     assert main(["train", *words]) == 2
@@ -108,7 +110,9 @@ def test_mistakes_are_one_line_and_exit_2(words: list[str], said: str, capsys: p
     assert "Traceback" not in error
 
 
-def test_dry_run_prints_what_a_preset_file_may_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_what_a_preset_file_may_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from cpl.cli import main
     from cpl.training import load_preset
 

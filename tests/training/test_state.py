@@ -52,7 +52,9 @@ def test_guard_stops_at_the_total() -> None:
 
 
 def save(store: CheckpointStore, step: int) -> Path:
-    return store.save(step, {"step": step, "x": torch.arange(1000.0)}, lambda p: p.write_bytes(b"model" * 100))
+    return store.save(
+        step, {"step": step, "x": torch.arange(1000.0)}, lambda p: p.write_bytes(b"model" * 100)
+    )
 
 
 def test_a_checkpoint_comes_back_and_old_ones_go(tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(
     save(store, 1)
     damage(save(store, 2) / name)
     reports: list[str] = []
-    path, state = store.newest_whole(reports.append)
+    _, state = store.newest_whole(reports.append)
     assert state["step"] == 1
     assert "step-00000002" in reports[0]
     with pytest.raises(DamagedCheckpoint):

@@ -20,7 +20,9 @@ class Shift(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.shift
 
-    def forward_with_negatives(self, x: Tensor, num_negatives: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def forward_with_negatives(
+        self, x: Tensor, num_negatives: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         noise = torch.rand(num_negatives, generator=generator).view(-1, 1, 1, 1, 1)
         return self(x), (x + noise).detach()
 

@@ -34,7 +34,6 @@ def train(output: Path, *overrides: str, text: io.StringIO | None = None, **opti
     return Trainer(config, console=console, **options).run()
 
 
-
 QUICK = ("data.validation=null",)
 
 
@@ -69,7 +68,9 @@ def test_a_run_leaves_models_logs_and_its_configuration(tmp_path: Path) -> None:
     result = train(tmp_path / "run", "validate_every=3", text=text)
     assert (result.step, result.signal) == (6, 0)
     run = result.run_dir
-    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == [f"step-0000000{s}" for s in (2, 4, 6)]
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == [
+        f"step-0000000{s}" for s in (2, 4, 6)
+    ]
     model, info = load_checkpoint(run / "best.safetensors")
     assert model.config.task_names == ("noise", "haze")
     assert model.config.num_prompts == 3
@@ -215,12 +216,16 @@ def test_a_full_disk_ends_the_run_and_older_checkpoints_stay(
         original(state, file)
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(CplError, match=r"step-00000004: No space left on device.*older checkpoints are whole"):
+    with pytest.raises(
+        CplError, match=r"step-00000004: No space left on device.*older checkpoints are whole"
+    ):
         train(tmp_path / "run", *QUICK)
     assert newest(tmp_path / "run")["step"] == 2
 
 
-def test_too_little_space_is_found_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_found_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = SimpleNamespace(total=10**9, used=10**9, free=1000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(CplError, match="checkpoints need about"):
@@ -246,7 +251,10 @@ def test_fine_tuning_takes_what_fits_and_names_the_rest(tmp_path: Path) -> None:
     train(tmp_path / "second", *QUICK, "steps=1", "model.num_prompts=5", f"init={str(first)!r}", text=text)
     said = text.getvalue()
     assert f"started from {first}" in said
-    assert "prompt1.prompt_param starts afresh: the file's shape is (1, 3, 8, 16, 16), the model's (1, 5," in said
+    assert (
+        "prompt1.prompt_param starts afresh: the file's shape is (1, 3, 8, 16, 16), the model's (1, 5,"
+        in said
+    )
     same = load_checkpoint(first)[0].state_dict()["patch_embed.proj.weight"]
     # One step of Adam moves a weight by at most about the learning rate.
     moved = newest(tmp_path / "second")["weights"]["patch_embed.proj.weight"]
