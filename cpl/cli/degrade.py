@@ -76,22 +76,18 @@ def _plan(inputs: list[str], output: Path, overwrite: bool) -> list[tuple[str, P
     jobs: dict[Path, tuple[str, Path, Path]] = {}
     for name, source in _expand(inputs):
         target = output / name
-        if target.exists() and target.resolve() == source.resolve():
-            raise CplError(f"{source}: would be overwritten; choose another --output folder")
-        if target.exists() and not overwrite:
-            raise CplError(f"{target}: exists; choose another --output folder, or add --overwrite")
         if target in jobs and jobs[target][1].resolve() != source.resolve():
             raise CplError(
                 f"{jobs[target][1]} and {source} would both be written to {target}; run them apart"
             )
         jobs[target] = (name, source, target)
-    # A target may be the source of another job, as in `degrade a/x.png b/x.png --output a`.
-    sources = {source.resolve(): source for _, source, _ in jobs.values()}
+    # resolve(): a link to the input's folder is that folder. A target may also be another job's source.
+    sources = {source.resolve() for _, source, _ in jobs.values()}
     for target in jobs:
         if target.resolve() in sources:
-            raise CplError(
-                f"{sources[target.resolve()]}: would be overwritten; choose another --output folder"
-            )
+            raise CplError(f"{target}: is an input and would be overwritten; choose another --output folder")
+        if target.exists() and not overwrite:
+            raise CplError(f"{target}: exists; choose another --output folder, or add --overwrite")
     return list(jobs.values())
 
 

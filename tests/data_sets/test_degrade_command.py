@@ -61,13 +61,17 @@ def test_inputs_are_never_overwritten(
     contents = [p.read_bytes() for p in (a, b)]
     link = tmp_path / "link"
     link.symlink_to(a.parent)
-    for inputs, output in (([a], a.parent), ([a], link), ([b], a.parent), ([a, b], a.parent)):
-        arguments = [*inputs, "--degradation", "noise", "--output", output]
-        assert degrade(*arguments) == 2
-        assert "error: " in capsys.readouterr().err
-        if inputs != [b]:  # there x.png is only an older file, which --overwrite may replace
-            assert degrade(*arguments, "--overwrite") == 2
-            assert "overwritten" in capsys.readouterr().err or len(inputs) == 2
+    other = write("a/y.png", seed=2)
+    for inputs, output in (([a], a.parent), ([a], link), ([other, tmp_path / "a"], link)):
+        for option in ([], ["--overwrite"]):
+            assert degrade(*inputs, "--degradation", "noise", "--output", output, *option) == 2
+            assert "is an input and would be overwritten" in capsys.readouterr().err
+    # One job's output is another job's input (c/y.png, from b/c/y.png).
+    write("b/c/y.png", seed=3)
+    write("c/y.png", seed=4)
+    nested = [tmp_path / "b", tmp_path / "c"]  # b gives c/y.png below the output, c gives y.png
+    assert degrade(*nested, "--degradation", "noise", "--output", tmp_path, "--overwrite") == 2
+    assert "c/y.png: is an input" in capsys.readouterr().err
     assert contents == [p.read_bytes() for p in (a, b)]
 
 
