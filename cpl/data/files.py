@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,9 @@ class ImageFolder(Sequence[Photo]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # an int; slices are not needed
+    def __getitem__(self, index: Any) -> Any:  # Sequence's signature: an int gives a Photo, a slice a list
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
         name, path = self.files[index]
         return Photo(name, decode(path), str(path), "")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from cpl.data import PAIRINGS, DataConfig, PairingRule
@@ -84,3 +85,12 @@ def test_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve(Path("a"), Path("$DATASETS/x")) == Path("/disk/x/a")
     assert resolve(Path("${DATASETS}/a"), Path("/other")) == Path("/disk/a")
     assert resolve(Path("~/a"), Path("/other")) == Path("/home/me/a")
+
+
+def test_the_documented_section_is_accepted() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "photos.md").read_text(encoding="utf-8")
+    block = page.split("```yaml\n")[1].split("```")[0]
+    config = DataConfig.model_validate(yaml.safe_load(block)["data"])
+    assert config.tasks == ["noise", "dusk", "rain"]
+    for name in PAIRINGS:
+        assert f"| `{name}`" in page

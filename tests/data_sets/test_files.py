@@ -29,6 +29,7 @@ def test_a_folder_of_images(write: Write, tmp_path: Path) -> None:
     assert len(ImageFolder(tmp_path, recursive=True)) == 3
     assert ImageFolder(tmp_path, recursive=True)[2].name == "sub/c"
     assert folder[1].image.shape == (40, 50, 3)
+    assert [photo.name for photo in folder[1:]] == ["b"]
     assert len(ImageFolder([tmp_path, tmp_path / "sub"])) == 3
     item = SyntheticDataset(pickle.loads(pickle.dumps(folder)), {"noise": "noise"}, crop=16)[0]
     assert (item["name"], item["degraded"].shape) == ("a", (3, 16, 16))
