@@ -20,7 +20,8 @@ assert model(torch.rand(1, 3, 17, 9)).shape == (1, 3, 17, 9)
 PY
 venv/bin/cpl info > info.txt
 grep -q 'native core: built' info.txt
-for command in 'train demo' 'restore photo.png' 'eval' 'degrade photo.png' 'data check demo'; do
+for command in 'train demo' 'restore photo.png --checkpoint m.safetensors --output out' \
+    'eval --checkpoint m.safetensors' 'degrade photo.png --degradation noise --output out' 'data check demo'; do
   if venv/bin/cpl $command > out.txt 2>&1; then
     echo "cpl $command: must fail without the [train] extra" >&2
     exit 1
