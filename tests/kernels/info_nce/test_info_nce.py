@@ -259,6 +259,7 @@ def test_queue_gets_no_gradient() -> None:
     cpl_kernels.info_nce(query, key, queue=queue).backward()
     assert queue.grad is None
     assert query.grad is not None
+    assert not cpl_kernels.info_nce(query.detach(), key.detach(), queue=queue).requires_grad
 
 
 @pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)
