@@ -45,9 +45,13 @@ format: $(INSTALLED)  ## Format everything in place
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-bench: $(INSTALLED)  ## Measure the kernels on this CPU
-	$(BIN)/python -m pytest benchmarks/bench_layer_norm2d.py --benchmark-json=benchmarks/results/cpu_layer_norm2d.json
-	$(BIN)/python -m benchmarks.report benchmarks/results/cpu_layer_norm2d.json | tee benchmarks/results/cpu_layer_norm2d.md
+BENCHES := $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
+
+bench: $(addprefix bench-,$(BENCHES))  ## Measure the kernels on this CPU
+
+bench-%: $(INSTALLED)
+	$(BIN)/python -m pytest benchmarks/bench_$*.py --benchmark-json=benchmarks/results/cpu_$*.json
+	$(BIN)/python -m benchmarks.report benchmarks/results/cpu_$*.json > benchmarks/results/cpu_$*.md
 
 package: $(INSTALLED)  ## Build the sdist and, from it, the wheel; install it into an empty environment; use it
 	rm -rf dist

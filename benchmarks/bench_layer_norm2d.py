@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cpl_kernels
+from benchmarks import harness
 from cpl_kernels.layer_norm2d import reference
 
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -44,35 +45,21 @@ IMPLEMENTATIONS: dict[str, Callable[[], Function]] = {
 }
 
 
-@pytest.mark.parametrize("passes", ["forward", "forward+backward"])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("passes", harness.PASSES)
+@pytest.mark.parametrize("shape", SHAPES, ids=harness.shape_id)
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_layer_norm2d(
     benchmark: Any, copy_bandwidth: Callable[[int], float], name: str, shape: tuple[int, ...], passes: str
 ) -> None:
     torch.manual_seed(0)
-    function = IMPLEMENTATIONS[name]()
     x = torch.randn(shape, requires_grad=True)
     weight, bias = (torch.randn(shape[1], requires_grad=True) for _ in range(2))
-    dy = torch.randn(shape)
-
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return function(x, weight, bias)
-
-    def both() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(function(x, weight, bias), (x, weight, bias), dy)
-
-    run = forward if passes == "forward" else both
-    torch.testing.assert_close(forward(), chain(x, weight, bias), rtol=1e-4, atol=1e-4)  # before any timing
-    expected = torch.autograd.grad(definition(x, weight, bias), (x, weight, bias), dy)
-    torch.testing.assert_close(both(), expected, rtol=1e-3, atol=2e-2)  # dweight sums 131072 terms
-
-    benchmark.group = f"layer_norm2d {'x'.join(map(str, shape))} float32 {passes}"
-    benchmark.name = name
-    benchmark.pedantic(run, rounds=15, warmup_rounds=3)
-    floor = x.nbytes * (2 if passes == "forward" else 5)  # read + write; backward reads two, writes one
-    rate = floor / benchmark.stats.stats.median / 1e9
-    benchmark.extra_info.update(
-        floor_bytes=floor, gb_per_s=rate, share_of_copy_bandwidth=rate / copy_bandwidth(2 * x.nbytes)
-    )
+    leaves, dy = (x, weight, bias), torch.randn(shape)
+    runs = harness.passes_of(IMPLEMENTATIONS[name](), leaves, dy)
+    # dweight and dbias sum 131072 terms
+    harness.assert_same(runs, harness.passes_of(definition, leaves, dy), atol=1e-4, sum_atol=2e-2)
+    harness.row(
+        benchmark, copy_bandwidth, op="layer_norm2d", shape=shape, passes=passes, name=name, run=runs[passes],
+        floor_bytes=x.nbytes * (2 if passes == "forward" else 5),  # read, write; backward reads two, writes one
+        working_set=2 * x.nbytes,
+    )  # fmt: skip

@@ -51,6 +51,7 @@ _UNMEASURED = Default(("reference",), "the safe choice: no measurement yet")
 # Rows cite the results file that they come from. A fast backend that was never measured on a
 # device is not its default, however fast it ought to be: ask for it by name.
 DEFAULTS: Mapping[tuple[str, str], Default] = {
+    ("gated_dwconv", "cpu"): Default(("native", "reference"), "benchmarks/results/cpu_gated_dwconv.json"),
     ("layer_norm2d", "cpu"): Default(("native", "reference"), "benchmarks/results/cpu_layer_norm2d.json"),
 }
 

@@ -5,6 +5,7 @@
 
 #include "common/isa.h"
 #include "common/pyview.h"
+#include "gated_dwconv/bind.h"
 #include "layer_norm2d/bind.h"
 
 #if !defined(CPL_CUDA_ARCHS)
@@ -22,6 +23,8 @@ PYBIND11_MODULE(_core, m) {
 #endif
 
   using NoGil = pybind11::call_guard<pybind11::gil_scoped_release>;
+  m.def("gated_dwconv_forward", &cpl::bind::gated_dwconv_forward, NoGil());
+  m.def("gated_dwconv_backward", &cpl::bind::gated_dwconv_backward, NoGil());
   m.def("layer_norm2d_forward", &cpl::bind::layer_norm2d_forward, NoGil());
   m.def("layer_norm2d_backward", &cpl::bind::layer_norm2d_backward, NoGil());
 #if defined(CPL_WITH_CUDA)

@@ -11,12 +11,26 @@
 
 #include "common/dtype.h"
 
-// The one way in which a kernel is launched, so that a CPU emulator can take its place.
+// The one way in which a kernel is launched, so that the CPU emulator of tests/cuda_host can take its place.
+#if defined(CPL_CUDA_HOST)
+#define CPL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
+  ::cuda_host::launch(#kernel, (grid), (block), (shared_bytes), (stream), kernel, __VA_ARGS__)
+#else
 #define CPL_LAUNCH(kernel, grid, block, shared_bytes, stream, ...)                               \
   do {                                                                                           \
     kernel<<<(grid), (block), (shared_bytes), static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__); \
     ::cpl::cuda::check(cudaGetLastError(), #kernel);                                             \
   } while (0)
+#endif
+
+// Declares `type* name`: the dynamic shared memory of the launch, one region a block however often it is named.
+#if defined(CPL_CUDA_HOST)
+#define CPL_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(::cuda_host::dynamic_shared())
+#else
+#define CPL_DYNAMIC_SHARED(type, name)                                \
+  extern __shared__ __align__(16) unsigned char cpl_dynamic_shared[]; \
+  type* name = reinterpret_cast<type*>(cpl_dynamic_shared)
+#endif
 
 namespace cpl::cuda {
 

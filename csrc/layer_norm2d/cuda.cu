@@ -194,6 +194,8 @@ __global__ void __launch_bounds__(kWarp* kWarps) backward_last(LayerNorm2dBackwa
     const A mean = static_cast<const A*>(args.mean)[index];
     const A rstd = static_cast<const A*>(args.rstd)[index];
     A sum_g = 0, sum_gn = 0;
+    // Unrolled, the loops take up to 100 registers: four blocks no longer fit, and fp64 spills on sm_86.
+#pragma unroll 1
     for (int64_t c = threadIdx.x; c < channels; c += kWarp) {
       const Gradient<A> at = gradient_at<T, A>(args, batch, c, pixel, mean, rstd);
       sum_g += at.g;

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import cpl_kernels
+from cpl_kernels import core
 from cpl_kernels.gated_dwconv import reference
-from tests.kernels import matrix
+from tests.kernels import harness, matrix
 from tests.kernels.matrix import Case, randn
 
 
@@ -57,17 +58,25 @@ CASES = [
 SMALL = [case("gelu", (1, 4, 3, 2)), case("none, no bias", (1, 4, 2, 3), "none", with_bias=False)]
 
 
+BACKENDS = [
+    "reference",
+    pytest.param("native", marks=pytest.mark.skipif(not core.available(), reason=core.MISSING_BECAUSE)),
+]
+
+
 @matrix.of(CASES)
 @pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)
-def test_parity(case: Case, dtype: torch.dtype) -> None:
-    matrix.check_parity(case, dtype)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parity(case: Case, dtype: torch.dtype, backend: str) -> None:
+    matrix.check_parity(case, dtype, backend=backend)
 
 
 @matrix.of(SMALL)
 @pytest.mark.parametrize("layout", matrix.LAYOUTS)
 @pytest.mark.parametrize("dy_layout", matrix.LAYOUTS)
-def test_strides(case: Case, layout: str, dy_layout: str) -> None:
-    matrix.check_parity(case, torch.float32, layout, dy_layout)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strides(case: Case, layout: str, dy_layout: str, backend: str) -> None:
+    matrix.check_parity(case, torch.float32, layout, dy_layout, backend=backend)
 
 
 def test_channels_last_comes_out_contiguous() -> None:
@@ -169,3 +178,45 @@ def test_bad_input_is_named(name: str) -> None:
     call, error, message = BAD[name]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.skipif(not core.available(), reason=core.MISSING_BECAUSE)
+def test_native_has_the_same_bits_at_any_number_of_threads() -> None:
+    inputs = case("many rows, wide", (3, 10, 70, 67)).inputs(torch.float32)
+    dy = torch.randn(3, 5, 70, 67, generator=torch.Generator().manual_seed(2))
+    before, runs = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        runs.append(harness.gradients(lambda *a: cpl_kernels.gated_dwconv(*a, backend="native"), inputs, dy))
+    torch.set_num_threads(before)
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dimension", [0, 1])
+def test_offsets_past_two_to_the_31(dimension: int, backend: str) -> None:
+    small = case("far", (2, 4, 3, 5))
+    inputs = small.inputs(torch.bfloat16)
+    dy = torch.randn(2, 2, 3, 5, generator=torch.Generator().manual_seed(2)).bfloat16()
+    expected = harness.gradients(lambda *a: small.call(*a, backend=backend), inputs, dy)
+    far = [harness.beyond_int32(t.shape, dimension, torch.bfloat16).copy_(t) for t in (inputs[0], dy)]
+    got = harness.gradients(lambda *a: small.call(*a, backend=backend), (far[0], *inputs[1:]), far[1])
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tails_of_gelu(backend: str) -> None:
+    """The lower tail keeps its digits to a few parts in a million, and NaN stays NaN."""
+    a = torch.linspace(-9, 9, 4001)
+    centre = torch.zeros(2, 1, 3, 3)
+    centre[:, :, 1, 1] = 1
+    x = torch.stack((a, torch.ones_like(a)))[None, :, None]  # [1, 2, 1, 4001]
+    y = cpl_kernels.gated_dwconv(x, centre, backend=backend).flatten().double()
+    exact = F.gelu(a.double())
+    assert ((y - exact).abs() <= 1e-6 * a.abs().clamp(min=1)).all()
+    if backend == "native":  # torch's own, as the reference calls it, keeps absolute digits only
+        exact = a.double() * 0.5 * torch.erfc(-a.double() * math.sqrt(0.5))
+        assert ((y - exact).abs() <= 1e-5 * exact.abs()).all()
+    nan = cpl_kernels.gated_dwconv(torch.full((1, 2, 1, 1), torch.nan), centre, backend=backend)
+    assert nan.isnan().all()
