@@ -1,0 +1,102 @@
+"""Compiles .cu files with g++ against the emulator's headers, once per content."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+CACHE = ROOT / "build" / "cuda_host"
+RUNTIME = tuple(HERE / name for name in ("main.cpp", "block.cpp", "fiber.cpp"))
+
+SANITIZE = "-fsanitize=address,undefined,float-cast-overflow,bounds-strict"
+COMPILE = (
+    *("-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-threadsafe-statics"),
+    *(SANITIZE, "-fno-sanitize-recover=all"),
+    *("-DCPL_CUDA_HOST", "-DCPL_WITH_CUDA", "-DCPL_ISA=gpu"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),  # nvcc's #pragma unroll
+    *(f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{CSRC}"),  # ours first: pyview.h stands in for csrc's
+)
+LINK = ("-fsanitize=address,undefined", "-Wl,--wrap=__asan_register_globals")
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Why the emulator cannot be built on this machine, or None."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        return "needs g++"
+    with tempfile.TemporaryDirectory() as scratch:
+        probe = Path(scratch) / "probe.cpp"
+        probe.write_text("int main() { return sizeof(_Float16) != 2; }\n")
+        command = [compiler, "-std=c++17", SANITIZE, *LINK[:1], str(probe), "-o", str(probe.with_suffix(""))]
+        built = subprocess.run(command, capture_output=True, text=True)
+        if built.returncode == 0:
+            built = subprocess.run([str(probe.with_suffix(""))], capture_output=True, text=True)
+    return None if built.returncode == 0 else "needs g++ >= 12 with its AddressSanitizer and UBSan runtimes"
+
+
+def executable(sources: Iterable[Path]) -> Path:
+    """The emulator with ``sources`` linked in; compiles what changed since it was last asked for."""
+    everything = [*RUNTIME, *sources]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(_object, everything))
+    target = CACHE / _digest(b"link", *(str(o).encode() for o in objects), *(flag.encode() for flag in LINK))
+    return _made(target, ["g++", *LINK, *map(str, objects)])
+
+
+def op(name: str) -> Path:
+    """The emulator of one op: tests/cuda_host/<name>.cpp and csrc/<name>/cuda.cu."""
+    return executable([HERE / f"{name}.cpp", CSRC / name / "cuda.cu"])
+
+
+def _object(source: Path) -> Path:
+    # A source may include any header of the emulator, of csrc/common and of its own op (or, from elsewhere, of any).
+    op_name = source.stem if source.parent == HERE else source.parent.name if CSRC in source.parents else ""
+    ops = (CSRC / op_name).glob("*.h") if op_name and (CSRC / op_name).is_dir() else CSRC.rglob("*.h")
+    headers = [*HERE.rglob("*.h"), *(CSRC / "common").glob("*.h"), *ops]
+    read = [source, *sorted(set(headers))]
+    contents = [part for path in read for part in (str(path).encode(), path.read_bytes())]
+    digest = _digest(_compiler(), *(flag.encode() for flag in COMPILE), *contents)
+    return _made(CACHE / f"{digest}.o", ["g++", *COMPILE, "-x", "c++", "-c", str(source)])
+
+
+def _made(target: Path, command: Sequence[str]) -> Path:
+    """``target``, made by ``command -o`` unless it is there; whole or not at all, whoever else makes it."""
+    if target.exists():
+        return target
+    CACHE.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=CACHE, suffix=".part")
+    os.close(handle)
+    try:
+        made = subprocess.run([*command, "-o", temporary], capture_output=True, text=True)
+        if made.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{made.stderr}")
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    return target
+
+
+@functools.cache
+def _compiler() -> bytes:
+    return subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout
+
+
+def _digest(*parts: bytes) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(len(part).to_bytes(8, "little") + part)
+    return total.hexdigest()[:24]
