@@ -21,7 +21,8 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tenso
     batch, channels, height, width = x.shape
     y = x.new_empty(batch, channels // 2, height, width)
     if y.numel():
-        x, weight, bias = _planar(x), _parameter(weight, x), _parameter(bias, x)
+        x, weight = _planar(x), _parameter(weight, x)
+        bias = None if bias is None else _parameter(bias, x)
         core().gated_dwconv_forward(
             layout.view(x),
             layout.view(y),
@@ -43,7 +44,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, height, width = x.shape
     dx = x.new_empty(x.shape)
-    weight, bias = _parameter(weight, x), _parameter(bias, x)
+    weight, bias = _parameter(weight, x), None if bias is None else _parameter(bias, x)
     if not x.numel():  # a sum over nothing
         return dx, torch.zeros_like(weight), weight.new_zeros(channels)
     dy, x = _planar(dy), _planar(x)
@@ -71,6 +72,5 @@ def _planar(x: Tensor) -> Tensor:
     return x if layout.is_planar(x) else x.contiguous()
 
 
-def _parameter(value: Tensor | None, x: Tensor) -> Tensor | None:
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return None if value is None else value.to(dtype).contiguous()
+def _parameter(value: Tensor, x: Tensor) -> Tensor:
+    return value.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
