@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CORE_SOURCES := $(shell find csrc -type f)
-CXX_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+CXX_SOURCES := $(shell find csrc tests/cuda_host -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 DEMO ?= demo
 
 .DEFAULT_GOAL := help

@@ -7,7 +7,7 @@ torch.compile (fullgraph works), and takes ``backend=`` (None, "reference", "nat
 
 from cpl_kernels._version import __version__
 from cpl_kernels.aggregate_prompts import aggregate_prompts
-from cpl_kernels.backends import config, show_config, use_backend
+from cpl_kernels.backends import BackendError, config, show_config, use_backend
 from cpl_kernels.channel_attention import channel_attention
 from cpl_kernels.feature_distances import feature_distances
 from cpl_kernels.gated_dwconv import gated_dwconv
@@ -18,6 +18,7 @@ from cpl_kernels.route_topk import route_topk
 from cpl_kernels.sparse_prompt import sparse_prompt
 
 __all__ = [
+    "BackendError",
     "__version__",
     "aggregate_prompts",
     "channel_attention",

@@ -38,6 +38,14 @@ OPS = (
 )
 
 
+# Ops without kernels of their own: they call others, whose choices hold.
+COMPOSED: Mapping[str, tuple[str, ...]] = {"sparse_prompt": ("route_topk", "aggregate_prompts")}
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot serve the call; the message says why."""
+
+
 @dataclass(frozen=True)
 class Default:
     """The order in which backends are tried on a device, and on what evidence."""
@@ -69,13 +77,13 @@ def select(op: str, request: str, *tensors: Tensor) -> Any:
     """The module that runs this call; its ``why_not`` is asked about ``tensors``.
 
     Raises:
-        RuntimeError: ``request`` names a backend that cannot serve the call.
+        BackendError: ``request`` names a backend that cannot serve the call.
     """
     if not request:
         return _pick(op, tensors)[1]
     reason = _why_not(op, request, tensors)
     if reason is not None:
-        raise RuntimeError(
+        raise BackendError(
             f"{op}: backend {request!r} cannot serve this call: {reason}. "
             f"Leave backend unset to let cpl_kernels choose; here that is {_pick(op, tensors)[0]!r}"
         )
@@ -175,6 +183,8 @@ def _absent(name: str) -> str | None:
 
 
 def _describe(op: str, device: str) -> str:
+    if op in COMPOSED:
+        return f"runs {' and '.join(COMPOSED[op])}"
     default = _default(op, device)
     passed_over = [f"{name}: {_absent(name)}" for name in default.order if _absent(name)]
     chosen = next((name for name in default.order if not _absent(name)), "reference")

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.autograd.function import FunctionCtx
 
+from cpl_kernels import autocast
+
 LIBRARY = torch.library.Library("cpl_kernels", "DEF")
 NAMESPACE = torch.ops.cpl_kernels
 
@@ -27,9 +29,9 @@ def _requires_grad(args: Sequence[Any]) -> bool:
 
 
 def register(name: str, schema: str, *, impl: Impl, fake: Impl) -> None:
-    """Register an op without a derivative (``schema``: the part after the name)."""
+    """Register an op without a derivative (``schema``: the part after the name). It runs with autocast off."""
     LIBRARY.define(name + schema, tags=[torch.Tag.pt2_compliant_tag])
-    LIBRARY.impl(name, impl, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, autocast.off(impl), "CompositeExplicitAutograd")
     torch.library.register_fake(f"cpl_kernels::{name}", fake, lib=LIBRARY)
 
 

@@ -107,6 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        # A backend asked for by CPL_BACKEND that cannot serve is the user's to mend; another RuntimeError is a bug.
+        if debug or type(error).__name__ != "BackendError":
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
 
 
 def one_line(error: BaseException) -> str:

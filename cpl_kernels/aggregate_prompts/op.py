@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cpl_kernels import autocast, backends, checks
+from cpl_kernels import backends, checks
 from cpl_kernels.registration import NAMESPACE, register_differentiable
 
 
@@ -81,11 +81,11 @@ def _grads(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 register_differentiable(
     "aggregate_prompts",
     "(Tensor weights, Tensor indices, Tensor prompts, SymInt height, SymInt width, str backend) -> Tensor",
-    impl=autocast.off(_forward),
+    impl=_forward,
     fake=_forward_fake,
     backward_schema="(Tensor dy, Tensor weights, Tensor indices, Tensor prompts, bool need_weights,"
     " bool need_prompts, str backend) -> (Tensor, Tensor)",
-    backward_impl=autocast.off(_backward),
+    backward_impl=_backward,
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,

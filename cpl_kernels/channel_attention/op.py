@@ -72,11 +72,11 @@ def _grads(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
 register_differentiable(
     "channel_attention",
     "(Tensor qkv, Tensor temperature, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    impl=autocast.off(_forward),
+    impl=_forward,
     fake=_forward_fake,
     backward_schema="(Tensor dy, Tensor qkv, Tensor temperature, Tensor q_norm, Tensor k_norm, Tensor cosines"
     ", str backend) -> (Tensor, Tensor)",
-    backward_impl=autocast.off(_backward),
+    backward_impl=_backward,
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,

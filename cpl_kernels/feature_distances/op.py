@@ -71,11 +71,11 @@ def _grads(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 register_differentiable(
     "feature_distances",
     "(Tensor anchor, Tensor others, int p, bool normalize, str backend) -> Tensor",
-    impl=autocast.off(_forward),
+    impl=_forward,
     fake=_forward_fake,
     backward_schema="(Tensor dy, Tensor anchor, Tensor others, int p, bool normalize, bool need_anchor,"
     " bool need_others, str backend) -> (Tensor, Tensor)",
-    backward_impl=autocast.off(_backward),
+    backward_impl=_backward,
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,

@@ -54,11 +54,11 @@ def _grads(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 register_differentiable(
     "gated_dwconv",
     "(Tensor x, Tensor weight, Tensor? bias, bool gelu, str backend) -> Tensor",
-    impl=autocast.off(_forward),
+    impl=_forward,
     fake=_forward_fake,
     backward_schema="(Tensor dy, Tensor x, Tensor weight, Tensor? bias, bool gelu, str backend)"
     " -> (Tensor, Tensor, Tensor)",
-    backward_impl=autocast.off(_backward),
+    backward_impl=_backward,
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,

@@ -203,12 +203,12 @@ register_differentiable(
     "info_nce",
     f"({_INPUTS}bool symmetric, int ignore_index, str reduction, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    impl=autocast.off(_forward),
+    impl=_forward,
     fake=_forward_fake,
     backward_schema=f"(Tensor dloss, {_INPUTS}Tensor row_lse, Tensor row_positives, Tensor column_lse, "
     "Tensor column_positives, bool symmetric, int ignore_index, str reduction, bool need_query, bool need_key, "
     "bool need_temperature, str backend) -> (Tensor, Tensor, Tensor)",
-    backward_impl=autocast.off(_backward),
+    backward_impl=_backward,
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,

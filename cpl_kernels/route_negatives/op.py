@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cpl_kernels import autocast, backends
+from cpl_kernels import backends
 from cpl_kernels.registration import register
 from cpl_kernels.route_topk.op import check_values
 
@@ -41,6 +41,6 @@ register(
     "route_negatives",
     "(Tensor logits, Tensor seed, int k, int num_negatives, bool positive_weights, bool renormalize,"
     " str backend) -> (Tensor, Tensor)",
-    impl=autocast.off(_forward),
+    impl=_forward,
     fake=_forward_fake,
 )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpl_kernels import autocast, backends, checks
+from cpl_kernels import backends, checks
 from cpl_kernels.registration import NAMESPACE, register_differentiable
 
 _warned = False
@@ -90,11 +90,11 @@ def _grads(ctx: Any, dweights: Tensor, _: None) -> tuple[Tensor | None, ...]:
 register_differentiable(
     "route_topk",
     "(Tensor logits, int k, bool renormalize, str backend) -> (Tensor, Tensor)",
-    impl=autocast.off(_forward),
+    impl=_forward,
     fake=_forward_fake,
     backward_schema="(Tensor dweights, Tensor logits, Tensor indices, bool renormalize, str backend)"
     " -> Tensor",
-    backward_impl=autocast.off(_backward),
+    backward_impl=_backward,
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,

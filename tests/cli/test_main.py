@@ -170,3 +170,15 @@ def test_closed_pipe_is_quiet() -> None:
     process.stdout.close()
     _, err = process.communicate()
     assert (process.returncode, err) == (0, b"")
+
+
+def test_impossible_backend_is_one_line_and_other_runtime_errors_are_not_hidden(
+    run: Any, command: Any
+) -> None:
+    from cpl_kernels import BackendError
+
+    command(fails(BackendError("layer_norm2d: backend 'cuda' cannot serve this call")))
+    assert run("probe") == (2, "", "error: layer_norm2d: backend 'cuda' cannot serve this call\n")
+    command(fails(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("probe")
