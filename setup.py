@@ -20,13 +20,19 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
+AGAIN = (
+    "run pip install --force-reinstall --no-deps --no-cache-dir cpl-kernels (in a checkout: pip install -e .)"
+)
+COMMIT_FILE = ROOT / "COMMIT"  # in source distributions only
 WANTED_ARCHS = ("80", "86", "89", "90a", "100", "120")
 
 
@@ -40,11 +46,13 @@ def flag(name: str) -> bool:
 
 
 def commit() -> str:
+    """Of the checkout, or what the source distribution kept of the checkout that it was made from."""
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
-        )
-        return done.stdout.strip() if (ROOT / ".git").exists() else "unknown"
+        if (ROOT / ".git").exists():
+            command = ["git", "rev-parse", "HEAD"]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
+            return done.stdout.strip()
+        return COMMIT_FILE.read_text().strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
@@ -53,6 +61,28 @@ def compiler() -> str | None:
     named = os.environ.get("CXX", "").split()
     names = named[:1] or ["c++", "g++", "clang++"]
     return next(filter(None, map(shutil.which, names)), None)
+
+
+def compiler_works(cxx: str) -> str | None:
+    """None when it compiles against Python's headers, else what is missing: then the core is left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "probe.cpp"
+        source.write_text("#include <Python.h>\n#include <cstdint>\nint main() { return 0; }\n")
+        include = sysconfig.get_paths()["include"]
+        command = [cxx, "-std=c++17", f"-I{include}", "-c", str(source), "-o", str(Path(folder) / "probe.o")]
+        return first_error(command)
+
+
+def first_error(command: list[str]) -> str | None:
+    """None when the compiler succeeds, else the first line in which it says why not."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return next((line for line in lines if "error" in line), lines[-1] if lines else "no message")
 
 
 def find_nvcc() -> str | None:
@@ -70,15 +100,7 @@ def nvcc_works(nvcc: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "probe.cu"
         source.write_text("#include <stdexcept>\n__global__ void probe() {}\n")
-        command = [nvcc, "-std=c++17", "-c", str(source), "-o", str(Path(folder) / "probe.o")]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        except (OSError, subprocess.SubprocessError) as error:
-            return str(error)
-    if done.returncode == 0:
-        return None
-    lines = (done.stderr or done.stdout).strip().splitlines()
-    return next((line for line in lines if "error" in line), lines[-1] if lines else "no message")
+        return first_error([nvcc, "-std=c++17", "-c", str(source), "-o", str(Path(folder) / "probe.o")])
 
 
 def cuda_archs(nvcc: str) -> str:
@@ -95,16 +117,20 @@ def cuda_archs(nvcc: str) -> str:
 def plan() -> dict[str, str]:
     """What will be built and why; kept in cpl_kernels/_build.py for show_config()."""
     info = {"commit": commit(), "native": "", "native_reason": "", "cuda": "", "cuda_reason": ""}
-    force = flag("CPL_FORCE_CUDA")
+    force, cxx = flag("CPL_FORCE_CUDA"), compiler()
     if flag("CPL_SKIP_EXT"):
         info["native_reason"] = "it was built with CPL_SKIP_EXT=1; install again without it"
-    elif compiler() is None:
+    elif cxx is None:
         info["native_reason"] = (
-            "no C++ compiler was found at install time; install one (Debian: apt-get install g++) and "
-            "run pip install --force-reinstall --no-deps --no-cache-dir cpl-kernels"
+            f"no C++ compiler was found at install time; install one (Debian: apt-get install g++) and {AGAIN}"
+        )
+    elif trouble := compiler_works(cxx):
+        info["native_reason"] = (
+            f"{cxx} could not compile a Python extension at install time ({trouble}); mend that "
+            f"(Debian: apt-get install g++ python3-dev) and {AGAIN}"
         )
     else:
-        info["native"] = "yes"
+        info["native"] = cxx
     nvcc = find_nvcc()
     if not info["native"]:
         info["cuda_reason"] = info["native_reason"]
@@ -146,6 +172,7 @@ class BuildCore(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake",
+            "--fresh",  # an older cache names the ninja of a build environment that pip has deleted since
             "-S",
             str(ROOT / "csrc"),
             "-B",
@@ -180,8 +207,16 @@ class BuildCore(build_ext):
         return [str(p) for p in (core, core.parent / "_build.py") if p.exists()]
 
 
+class SourceDistribution(sdist):
+    """Keeps the commit: what is built from the archive has no checkout to ask."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        (Path(base_dir) / COMMIT_FILE.name).write_text(commit() + "\n")
+
+
 setup(
     version=version(),
     ext_modules=[Extension("cpl_kernels._core", sources=[])],
-    cmdclass={"build_ext": BuildCore},
+    cmdclass={"build_ext": BuildCore, "sdist": SourceDistribution},
 )

@@ -47,6 +47,22 @@ def test_no_compiler_still_installs_and_says_how_to_get_one(checkout: Path) -> N
     assert not list((checkout / "cpl_kernels").glob("_core*"))
 
 
+def test_compiler_without_python_headers_is_left_out_with_its_own_words(checkout: Path) -> None:
+    cxx = checkout / "c++"
+    cxx.write_text("#!/bin/sh\necho 'fatal error: Python.h: No such file or directory' >&2\nexit 1\n")
+    cxx.chmod(0o755)
+    done = build(checkout, CXX=str(cxx))
+    assert done.returncode == 0, done.stderr
+    assert "Python.h: No such file" in info(checkout)["native_reason"]
+    assert "python3-dev" in info(checkout)["native_reason"]
+
+
+def test_source_distribution_keeps_the_commit(checkout: Path) -> None:
+    (checkout / "COMMIT").write_text("0123abc\n")  # as one archive is made from another
+    assert build(checkout, CPL_SKIP_EXT="1").returncode == 0
+    assert info(checkout)["commit"] == "0123abc"
+
+
 def test_skip_ext_is_pure_python(checkout: Path) -> None:
     done = build(checkout, CPL_SKIP_EXT="1")
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ import cpl, cpl_kernels
 
 print(cpl.__file__, cpl_kernels.config()["native_core"])
 assert cpl_kernels.config()["native_core"].startswith("built"), "a wheel built with a compiler has the core"
+assert len(cpl_kernels.config()["commit"]) == 40, "a wheel built from the source distribution knows its commit"
 model = cpl.create_model("cplir-tiny")
 assert model(torch.rand(1, 3, 17, 9)).shape == (1, 3, 17, 9)
 PY
