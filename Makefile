@@ -8,7 +8,7 @@ CXX_SOURCES := $(shell find csrc tests/cuda_host -name '*.cpp' -o -name '*.cu' -
 DEMO ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-full lint format bench package clean
+.PHONY: help install demo publish-demo test test-full lint format bench package clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,10 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(CORE_SOURCES)
 
 demo: $(INSTALLED)  ## Train a small model on bundled photos, restore held-out ones, show pictures and figures
 	$(BIN)/python examples/demo.py --output $(DEMO)
+
+publish-demo: demo  ## Keep the demo's figures and picture sheet for the README
+	cp $(DEMO)/results.json benchmarks/results/demo.json
+	$(BIN)/python -c "from PIL import Image; Image.open('$(DEMO)/before_restored_truth.png').convert('RGB').save('docs/images/demo.jpg', quality=88)"
 
 test: $(INSTALLED)  ## Run all tests (Triton's interpreter in a process of its own)
 	$(BIN)/python -m pytest -m 'not slow and not interpreter'
