@@ -83,7 +83,8 @@ def run(output: Path, threads: int, overrides: list[str]) -> dict[str, Any]:
     photos = bundled_photos("test")
     console.print(
         f"training {config.model.name} for {config.steps} steps; then restoring "
-        f"{', '.join(p.name for p in photos)}, which it has not seen"
+        f"{', '.join(p.name for p in photos)}, which it has not seen",
+        soft_wrap=True,
     )
     result = Trainer(config, console=console).run()
     if result.signal:
