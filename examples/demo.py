@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         run(Path(args.output), args.threads, args.overrides)
-    except (CplError, OSError) as error:
+    except (CplError, OSError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -22,8 +23,8 @@ Several GPUs: accelerate launch -m cpl train PRESET ...
 EPILOG = """\
 examples:
   cpl train demo                                         a small model on bundled photos, on a CPU
-  cpl train three_task BSD400=~/BSD400 WED=~/WED RAIN100L=~/Rain100L OTS=~/OTS
-  cpl train three_task ... batch_size=4 optimizer.lr=1e-4 mixed_precision=bf16
+  cpl train three_task ROOT=/data                        your folders below /data (docs/training.md)
+  cpl train three_task ROOT=/data batch_size=4 optimizer.lr=1e-4 mixed_precision=bf16
   cpl train demo --dry-run                               print every field and its value
   cpl train --resume runs/demo                           continue a run
   cpl train mine.yaml --init model.safetensors --output runs/mine
@@ -126,11 +127,11 @@ def _config(args: argparse.Namespace) -> tuple[Any, str | bool]:
         elif preset is None and (resume in preset_names() or resume.endswith((".yaml", ".yml"))):
             preset, resume = resume, True
     if args.output is not None:
-        overrides.append(f"output_dir={args.output!r}")
+        overrides.append(f"output_dir={json.dumps(args.output)}")
     if args.init is not None:
         if resume:
             raise CplError("--init starts a new run and --resume continues one: give one of them")
-        overrides.append(f"init={args.init!r}")
+        overrides.append(f"init={json.dumps(args.init)}")
     if args.deterministic:
         overrides.append("deterministic=true")
     if preset is not None:

@@ -25,7 +25,7 @@ from cpl.errors import CplError
 
 MODEL_FILE, STATE_FILE, MANIFEST_FILE = "model.safetensors", "state.pt", "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
-_UNFINISHED = ".unfinished-"
+_UNFINISHED, _SUPERSEDED = ".unfinished-", "superseded-"
 
 
 class DamagedCheckpoint(CplError):
@@ -78,15 +78,27 @@ class CheckpointStore:
                 _sync(unfinished / name)
             os.chmod(unfinished, 0o755)  # mkdtemp makes it private to the user
             _sync(unfinished)
-            if final.exists():  # a damaged one of the same step, which a resumed run has reached again
-                shutil.rmtree(final)
+            aside = None
+            if final.exists():  # of the same step, which a resumed run has reached again
+                aside = final.rename(
+                    self.folder / f"{_UNFINISHED}{final.name}"
+                )  # gone only once the new one stands
             os.replace(unfinished, final)
             _sync(self.folder)
+            if aside is not None:
+                shutil.rmtree(aside, ignore_errors=True)
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into RuntimeError
             raise CplError(_write_failure(final, error)) from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-        for old in self.paths()[: -self.keep]:
+        paths = self.paths()
+        place = paths.index(final)
+        for later in paths[place + 1 :]:
+            # Left by a run that was resumed from further back: the next resume must not take them for the newest.
+            later.rename(
+                self.folder / f"{_SUPERSEDED}{later.name}-{unfinished.name.removeprefix(_UNFINISHED)}"
+            )
+        for old in paths[: max(0, place + 1 - self.keep)]:
             shutil.rmtree(old, ignore_errors=True)
         return final
 

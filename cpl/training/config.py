@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cpl.data.config import DataConfig
+from cpl.models import MODELS
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -42,8 +43,6 @@ class ModelSection(Section):
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
-        from cpl.models import MODELS
-
         if name not in tuple(MODELS):
             raise ValueError(f"must be one of {', '.join(MODELS)}")
         return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,10 @@ def load_preset(name_or_path: str | os.PathLike[str], overrides: Sequence[str] =
     try:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        json.dumps(
+            values, default=str
+        )  # an alias to itself would send everything after this round in circles
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise CplError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise CplError(f"{path}: a preset is a mapping of fields, this is {type(values).__name__}")
@@ -97,7 +101,7 @@ def _parse(override: str, text: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise CplError(f"override {override!r}: not a YAML value: {' '.join(str(error).split())}") from None
-    if isinstance(value, str):
+    if isinstance(value, str) and text.lstrip()[:1] not in ("'", '"'):  # what is quoted is meant as text
         try:
             return float(value)  # YAML 1.1 reads 1e-4, which has no dot, as text
         except ValueError:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
+from cpl.cli import main, train
 from cpl.errors import CplError
 from cpl.training import load_preset, preset_names
 from cpl.training.presets import parse_config
@@ -103,6 +105,29 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(CplError, match="not a YAML file"):
         load_preset(path)
+    path.write_text("data: &a {root: *a}\n")
+    with pytest.raises(CplError, match="not a YAML file"):
+        load_preset(path)
+
+
+def test_what_is_quoted_is_text() -> None:
+    assert load_preset("smoke", ['output_dir="2024"']).output_dir == "2024"
+    assert load_preset("smoke", ["optimizer.lr=1e-2"]).optimizer.lr == 0.01
+
+
+@pytest.mark.parametrize("words", [["--output", "2024"], ["--output", "a\\b"], ["--init", "1e5"]])
+def test_paths_that_look_like_something_else(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "smoke", "--dry-run", *words]) == 0
+    field = {"--output": "output_dir", "--init": "init"}[words[0]]
+    assert yaml.safe_load(capsys.readouterr().out)[field] == words[1]
+
+
+def test_examples_of_the_help_resolve() -> None:
+    examples = [line.split("   ")[0].split() for line in train.EPILOG.splitlines() if "cpl train " in line]
+    presets = [words[2:] for words in examples if words[2] in preset_names()]
+    assert len(presets) >= 3
+    for name, *rest in presets:
+        load_preset(name, [word for word in rest if "=" in word])
 
 
 def test_differences_name_what_would_change_the_run() -> None:

@@ -130,3 +130,28 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert [p.name for p in store.paths()] == ["step-00000001"]
     store.remove_unfinished()
     assert not list((tmp_path / "checkpoints").glob(".unfinished*"))
+
+
+def _save_nothing(path: Path) -> None:
+    path.write_bytes(b"model")
+
+
+def test_a_run_resumed_from_further_back_keeps_what_it_writes(tmp_path: Path) -> None:
+    """Damaged or abandoned later checkpoints neither push out the new one nor are taken for the newest."""
+    store = CheckpointStore(tmp_path, keep=5)
+    for step in (300, 400, 500):
+        store.save(step, {"step": step}, _save_nothing)
+    (store.paths()[1] / "state.pt").write_bytes(b"")  # 400 is damaged, 500 is whole but abandoned
+    store.keep = 2
+    store.save(350, {"step": 350}, _save_nothing)
+    assert [p.name for p in store.paths()] == ["step-00000300", "step-00000350"]
+    assert store.newest_whole(lambda _: None)[1] == {"step": 350}
+    assert len(list(store.folder.glob("superseded-step-*"))) == 2
+
+
+def test_saving_the_same_step_again_replaces_it_whole(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for value in (1, 2):
+        store.save(100, {"value": value}, _save_nothing)
+    assert store.newest_whole(lambda _: None)[1] == {"value": 2}
+    assert [p.name for p in store.folder.iterdir()] == ["step-00000100"]
