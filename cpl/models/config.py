@@ -11,6 +11,20 @@ from typing import Any
 
 LEVELS = (1, 2, 3)  # of the decoder, from full resolution down; 3 comes first
 
+# Far above any network that has been published. A damaged or hostile file is refused by these at once,
+# where building what it asks for would take hours or all memory.
+LIMITS: Mapping[str, int] = {
+    "dim": 1024,
+    "num_blocks": 128,
+    "num_refinement_blocks": 128,
+    "heads": 256,
+    "ffn_expansion": 64,
+    "num_prompts": 1024,
+    "prompt_channels": 8192,
+    "prompt_sizes": 1024,
+    "prompt_heads": 256,
+}
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -33,7 +47,8 @@ class ModelConfig:
         task_names: what the network was trained for; not used in computing.
 
     Raises:
-        TypeError, ValueError: a value that cannot be, with what would do instead.
+        TypeError, ValueError: a value that cannot be or is above its bound in LIMITS, with what would
+            do instead.
     """
 
     dim: int = 48
@@ -65,6 +80,7 @@ class ModelConfig:
             raise ValueError(
                 f"ffn_expansion must be a number with ffn_expansion * dim >= 1, got {self.ffn_expansion!r}"
             )
+        _at_most("ffn_expansion", self.ffn_expansion)
         if self.dim % 2:
             raise ValueError(f"dim must be even (level 1 is halved on the way down), got {self.dim}")
         for level, heads in enumerate(self.heads, start=1):
@@ -155,6 +171,13 @@ def _count(name: str, value: object, least: int = 1) -> None:
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+    _at_most(name, value)
+
+
+def _at_most(name: str, value: float) -> None:
+    limit = LIMITS.get(name.partition("[")[0])  # num_blocks[2] -> num_blocks
+    if limit is not None and value > limit:
+        raise ValueError(f"{name} must be at most {limit}, got {value}")
 
 
 def _counts(name: str, value: object, length: int) -> tuple[int, ...]:
