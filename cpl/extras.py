@@ -7,8 +7,24 @@ from types import ModuleType
 
 from cpl.errors import MissingExtra
 
-# What pip calls a module whose import name differs.
-_PACKAGE = {"skimage": "scikit-image", "sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
+# What each extra brings: import name -> pip's name. Kept equal to pyproject.toml by a test.
+EXTRAS: dict[str, dict[str, str]] = {
+    "train": {
+        "accelerate": "accelerate",
+        "huggingface_hub": "huggingface_hub",
+        "imagecodecs": "imagecodecs",
+        "matplotlib": "matplotlib",
+        "PIL": "pillow",
+        "pydantic": "pydantic",
+        "yaml": "pyyaml",
+        "rich": "rich",
+        "safetensors": "safetensors",
+        "skimage": "scikit-image",
+        "sklearn": "scikit-learn",
+        "tensorboard": "tensorboard",
+        "tifffile": "tifffile",
+    },
+}
 
 
 def require(extra: str, module: str, package: str | None = None) -> ModuleType:
@@ -23,5 +39,6 @@ def require(extra: str, module: str, package: str | None = None) -> ModuleType:
         root = module.partition(".")[0]
         if (error.name or "").partition(".")[0] != root:
             raise  # the module is there, but something that it imports is not: that error says more
-        name = package or _PACKAGE.get(root, root)
+        known = {name: pip for modules in EXTRAS.values() for name, pip in modules.items()}
+        name = package or known.get(root, root)
         raise MissingExtra(f"this needs {name}: pip install 'cpl-kernels[{extra}]'") from None

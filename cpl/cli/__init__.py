@@ -21,27 +21,9 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from cpl.errors import CplError, MissingExtra
+from cpl.extras import EXTRAS
 
 COMMANDS = ("train", "restore", "eval", "degrade", "data", "info")
-
-# What each extra brings: import name -> pip's name. Kept equal to pyproject.toml by a test.
-EXTRAS: dict[str, dict[str, str]] = {
-    "train": {
-        "accelerate": "accelerate",
-        "huggingface_hub": "huggingface_hub",
-        "imagecodecs": "imagecodecs",
-        "matplotlib": "matplotlib",
-        "PIL": "pillow",
-        "pydantic": "pydantic",
-        "yaml": "pyyaml",
-        "rich": "rich",
-        "safetensors": "safetensors",
-        "skimage": "scikit-image",
-        "sklearn": "scikit-learn",
-        "tensorboard": "tensorboard",
-        "tifffile": "tifffile",
-    },
-}
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended (128 + SIGINT)
 _DESCRIPTION = "All-in-one image restoration: noise, blur, rain, haze, low light, by one network."

@@ -38,7 +38,8 @@ def _installation() -> None:
 
     import cpl
     import cpl_kernels
-    from cpl.cli import EXTRAS, missing_modules
+    from cpl.cli import missing_modules
+    from cpl.extras import EXTRAS
     from cpl.models.provenance import commit
 
     rows = {

@@ -93,9 +93,8 @@ def _torch_load(file: Path, map_location: str | torch.device) -> Any:
             raise CplError(f"{file} is damaged ({_line(error)}); copy or download it again") from None
         raise CplError(
             f"{file} holds Python objects besides weights, and reading those would run code from the file, which cpl "
-            f'never does; where you trust it, keep its weights alone: python -c "import torch; f = '
-            f"torch.load('{file.name}', weights_only=False); torch.save({{k: f[k] for k in ('params', 'params_ema', "
-            f"'state_dict') if k in f}}, 'weights.pth')\""
+            "never does; if you trust where it comes from, convert it: docs/model.md, 'Converting a file that needs "
+            "unpickling'"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise CplError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from cpl.cli import EXTRAS
+from cpl.extras import EXTRAS
 
 CORE_ONLY = """
 import sys
@@ -57,6 +58,24 @@ def test_checkpoint(run: Any, checkpoint: Path) -> None:
     assert lines["step"].endswith("7")
     assert "commit" in lines
     assert '["noise", "blur"]' in result.out
+
+
+def test_a_file_that_asks_for_a_giant_is_refused_before_it_is_built(
+    run: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    import cpl
+
+    config = cpl.create_model("cplir-tiny").config.to_dict() | {"num_blocks": [30000, 1, 1, 2]}
+    metadata = {"format": "cpl-checkpoint", "format_version": "1", "architecture": "cplir-tiny"}
+    path = tmp_path / "giant.safetensors"
+    save_file(load_file(checkpoint), path, {**metadata, "config": json.dumps(config)})
+    result = run("info", path)
+    assert result.status == 2
+    assert "num_blocks[0] must be at most 128, got 30000" in result.err
+    assert result.err.startswith(f"error: {path}")
+    assert result.err.count("\n") == 1
 
 
 def test_what_is_no_checkpoint(run: Any, tmp_path: Path) -> None:

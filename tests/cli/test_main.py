@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import cpl
-from cpl import cli
-from cpl.errors import CplError
+from cpl import cli, extras
+from cpl.errors import CplError, MissingExtra
 
 
 @pytest.fixture
@@ -159,6 +159,15 @@ def test_extras_are_those_of_pyproject() -> None:
     extras = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
     for extra, packages in cli.EXTRAS.items():
         assert sorted(packages.values()) == sorted(line.partition(">")[0] for line in extras[extra])
+
+
+def test_extras_are_written_down_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an import that fails deep inside says is pip's name too, for every module of every extra."""
+    assert cli.EXTRAS is extras.EXTRAS
+    for module, package in extras.EXTRAS["train"].items():
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(MissingExtra, match=f"^this needs {package}: pip install"):
+            extras.require("train", module)
 
 
 def test_closed_pipe_is_quiet() -> None:
