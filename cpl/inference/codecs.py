@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
@@ -58,6 +59,12 @@ def is_deep(image: Any, data: bytes) -> bool:
         unsigned = set(tags.get(339, (1,))) == {1}
         return unsigned and set(tags.get(258, (1,))) == {16} and tags.get(262, 1) in (0, 1, 2)
     return False
+
+
+def netpbm_maximum(data: bytes) -> int:
+    """The largest value of a PGM or PPM file, the fourth field of its header (netpbm's ppm(5)); 1 for PBM."""
+    fields = re.match(rb"P[2356](?:(?:\s|#[^\n]*\n)+\d+){2}(?:\s|#[^\n]*\n)+(\d+)", data[:65536])
+    return int(fields[1]) if fields else 1
 
 
 def decode_deep(data: bytes, name: str, path: Path) -> np.ndarray:

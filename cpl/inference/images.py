@@ -90,6 +90,8 @@ def read_image(path: str | os.PathLike[str]) -> ImageFile:
             faithful RGB (CMYK, Lab, floating point); says which and what to do.
         OSError: the file cannot be opened.
     """
+    from cpl.inference import codecs
+
     source = Path(path)
     if not source.is_file():
         source.stat()  # FileNotFoundError, where it is that
@@ -119,6 +121,8 @@ def read_image(path: str | os.PathLike[str]) -> ImageFile:
         raise ImageError(f"{source}: too large for this machine's memory; cut it into parts") from error
     except Exception as error:  # a damaged file can raise anything inside a decoder
         raise ImageError(f"{source}: damaged or incomplete image ({_reason(error)})") from error
+    if file.format == "PPM" and codecs.netpbm_maximum(data) > 255:
+        _warn(source, "has more than 8 bits per channel, of which 8 are used; a 16-bit PNG keeps them")
     if frames > 1:
         _warn(source, f"has {frames} frames or pages; only the first is used")
     if file.mode in ("P", "PA"):
@@ -211,6 +215,8 @@ def _decode(image: Any, data: bytes, path: Path) -> ImageFile:
         extra["progressive"] = bool(image.info.get("progressive"))
 
     mode = image.mode
+    if name == "PPM" and mode == "I":
+        raise ImageError(f"{path}: a PGM with more than 8 bits is not read; convert it to a 16-bit PNG")
     if codecs.is_deep(image, data):
         stored, bits = codecs.decode_deep(data, name, path), 16
         pixels = upright(stored, orientation)

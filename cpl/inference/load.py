@@ -23,7 +23,7 @@ def load_model(
 
     Args:
         checkpoint: any file that `cpl.load_checkpoint` reads.
-        device: "auto" (CUDA where there is one, else CPU) or a torch device.
+        device: "auto" (CUDA where there is one, else CPU), "cpu", "cuda" or "cuda:1".
 
     Raises:
         CplError: no such file, not a checkpoint, NaN or infinite weights, no such device.
@@ -36,20 +36,21 @@ def load_model(
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """ "auto", "cpu", "cuda", "cuda:1", ... as a torch device that exists here."""
+    """ "auto", "cpu", "cuda", "cuda:1", ... as a torch device that exists here.
+
+    Raises:
+        CplError: another kind of device (no kernel here runs on it), or one that is not there.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise CplError(f"no such device: {device!r}; use auto, cpu, cuda or cuda:1") from None
+    if where.type not in ("cpu", "cuda"):
+        raise CplError(f"device {str(device)!r} is not supported; use auto, cpu, cuda or cuda:1")
     if where.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (where.index or 0) >= count:
-            raise CplError(f"device {device!r} is not here ({count} CUDA devices); use --device cpu")
-    elif where.type != "cpu":
-        try:
-            torch.empty(1, device=where)
-        except Exception as error:
-            raise CplError(f"device {device!r} does not work here: {error}") from error
+            raise CplError(f"device {str(device)!r} is not here ({count} CUDA devices); use --device cpu")
     return where

@@ -36,7 +36,8 @@ def restore(
         model: maps [B, 3, H, W] in [0, 1] to the same shape. Its training mode is put back afterwards.
         image: one of
             a PIL image (1, L, LA, P, RGB, RGBA, I;16: alpha is returned untouched, palette as RGB(A),
-            1-bit as L; pixels are taken as they lie, see PIL.ImageOps.exif_transpose for photos);
+            1-bit as L, and a colour key, `info["transparency"]`, as alpha; pixels are taken as they
+            lie, see PIL.ImageOps.exif_transpose for photos);
             a NumPy array [H, W, 3] of uint8, uint16, or of a float type with values in [0, 1];
             a floating-point tensor [3, H, W] or [B, 3, H, W] with values in [0, 1], on any device.
         device: where to run, e.g. "cuda"; the model is moved there and stays. None: where it is.
@@ -44,6 +45,9 @@ def restore(
 
     Returns:
         The restored image, clipped to [0, 1], of the same type, shape and dtype (and device) as given.
+        A PIL image keeps its ``info``, with EXIF and ICC profile; but not every format's save() writes
+        those by itself: for JPEG, ``out.save(path, exif=out.info.get("exif", b""),
+        icc_profile=out.info.get("icc_profile"))``. (`cpl restore` and `cpl.inference.images` do.)
 
     Raises:
         TypeError: no such kind of image; ValueError: its shape, values or ``dtype`` are wrong.
@@ -102,10 +106,18 @@ def _restore_pil(
 ) -> Any:
     from PIL import Image as pil
 
-    if image.mode == "1":
-        image = image.convert("L")
+    # A colour key names a colour that the restored picture no longer has: it becomes an alpha channel.
+    keyed = "transparency" in image.info
+    if keyed and image.mode == "I;16":
+        raise TypeError(
+            "PIL mode 'I;16' with a transparent grey is not supported: del image.info['transparency'] first"
+        )
+    if image.mode in ("1", "L"):
+        image = image.convert("LA" if keyed else "L")
     elif image.mode in ("P", "PA"):
-        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+        image = image.convert("RGBA" if image.mode == "PA" or keyed else "RGB")
+    elif image.mode == "RGB" and keyed:
+        image = image.convert("RGBA")
     if image.mode not in ("L", "LA", "RGB", "RGBA", "I;16"):
         raise TypeError(f"PIL mode {image.mode!r} is not supported: use image.convert('RGB')")
     pixels = np.asarray(image)  # [H, W] or [H, W, 2 to 4]
@@ -120,7 +132,9 @@ def _restore_pil(
         restored = _restore_array(model, rgb, device, dtype)
     result = np.concatenate([restored, pixels[:, :, colours:]], axis=2)
     made = pil.fromarray(np.ascontiguousarray(result[:, :, 0] if result.shape[2] == 1 else result))
-    made.info = dict(image.info)  # ICC profile and EXIF travel with the picture
+    # ICC profile and EXIF among it. Some of Pillow's writers take them from here (PNG's the profile),
+    # others, as JPEG's, only as arguments of save().
+    made.info = {key: value for key, value in image.info.items() if key != "transparency"}
     return made
 
 

@@ -103,6 +103,19 @@ def test_tiff_white_is_zero_and_big_endian(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.rint(read_image(tmp_path / "b.tif").rgb * 65535), colour)
 
 
+def test_netpbm_with_more_than_8_bits(tmp_path: Path) -> None:
+    """Grey is refused, colour is read with 8 bits and says so; both name the way to keep the bits."""
+    pixels = noise(3, 16).astype(">u2")
+    header = f"\n# a comment\n{WIDTH} {HEIGHT}\n65535\n".encode()
+    (tmp_path / "a.pgm").write_bytes(b"P5" + header + pixels[..., 0].tobytes())
+    (tmp_path / "a.ppm").write_bytes(b"P6" + header + pixels.tobytes())
+    with pytest.raises(ImageError, match=r"a\.pgm: .*more than 8 bits.*convert it to a 16-bit PNG"):
+        read_image(tmp_path / "a.pgm")
+    with pytest.warns(ImageWarning, match=r"a\.ppm .*more than 8 bits.*16-bit PNG"):
+        file = read_image(tmp_path / "a.ppm")
+    np.testing.assert_allclose(file.rgb, pixels / 65535, atol=0.003)
+
+
 def test_jpeg_keeps_format_and_is_close(tmp_path: Path) -> None:
     ramp = np.stack(np.meshgrid(np.linspace(0, 255, 64), np.linspace(0, 255, 48)), -1)
     picture = Image.fromarray(np.dstack([ramp, ramp[..., :1][::-1]]).astype(np.uint8))

@@ -86,6 +86,33 @@ def test_pil_images(mode: str) -> None:
         assert not np.asarray(dark).any()
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "1"])
+def test_a_colour_key_of_a_pil_image_becomes_alpha(mode: str) -> None:
+    """As read from a PNG with tRNS; the key itself would make other pixels of the result transparent."""
+    pil = pytest.importorskip("PIL.Image", reason="PIL images need the extra [train]")
+    pixels = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3)).astype(np.uint8)
+    image = pil.fromarray(pixels).convert(mode)
+    key = image.getpixel((3, 2))
+    image.info.update(transparency=key, icc_profile=b"profile")
+    out = restore(Scale(0.5), image)
+    assert out.mode == ("LA" if mode in ("L", "1") else "RGBA")
+    assert out.info == {"icc_profile": b"profile"}
+    transparent = np.asarray(out)[..., -1] == 0
+    own = np.asarray(image)
+    expected = (own == np.array(key, bool if mode == "1" else None)).reshape(*SHAPE, -1).all(-1)
+    assert 0 < expected.sum() < expected.size
+    np.testing.assert_array_equal(transparent, expected)
+    assert image.info["transparency"] == key  # the caller's image is as it was
+
+
+def test_a_colour_key_that_has_no_alpha_mode_is_refused() -> None:
+    pil = pytest.importorskip("PIL.Image", reason="PIL images need the extra [train]")
+    image = pil.fromarray(np.zeros(SHAPE, np.uint16))
+    image.info["transparency"] = 0
+    with pytest.raises(TypeError, match="del image.info"):
+        restore(Scale(), image)
+
+
 def test_bf16_is_autocast() -> None:
     model = Scale(0.3)
     image = torch.rand(3, *SHAPE)
@@ -151,6 +178,6 @@ def test_failures_of_the_model_are_named() -> None:
 def test_devices() -> None:
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for device in ("gpu", "cuda:99"):
-        with pytest.raises(CplError, match=device):
+    for device in ("gpu", "cuda:99", "meta", "xla", torch.device("meta")):
+        with pytest.raises(CplError, match=str(device).split(":")[0]):
             pick_device(device)
