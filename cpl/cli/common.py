@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +19,32 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("fp32", "bf16"),
         help="fp32, or bf16 for half the memory and small differences (default: fp32)",
     )
+
+
+def check_writable(path: str, option: str) -> None:
+    """Refuse a file that could not be written, before any work is done for it.
+
+    Raises:
+        CplError: it is a folder, or its folder is missing or not writable.
+    """
+    from cpl.errors import CplError
+
+    file = Path(path)
+    folder = file.absolute().parent
+    if file.is_dir():
+        raise CplError(f"{option} {path}: is a folder; name a file in it")
+    if not folder.is_dir():
+        raise CplError(f"{option} {path}: there is no folder {file.parent}; create it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CplError(f"{option} {path}: the folder {file.parent} cannot be written to; choose another")
+
+
+def named_error(path: str | os.PathLike[str], error: BaseException) -> str:
+    """One line about a file that failed, with its name in it, once; a newline in the name is a space."""
+    from cpl.cli import one_line
+
+    name, message = " ".join(os.fspath(path).split()), one_line(error)
+    return message if name in message else f"{name}: {message}"
 
 
 class ProgressBar:

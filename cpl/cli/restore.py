@@ -49,8 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from cpl.cli import one_line
-    from cpl.cli.common import ProgressBar
+    from cpl.cli.common import ProgressBar, named_error
     from cpl.errors import CplError
     from cpl.inference import folder
     from cpl.inference.load import HOW_TO_GET_ONE, load_model
@@ -63,24 +62,20 @@ def run(args: argparse.Namespace) -> int:
     )
     model, _ = load_model(args.checkpoint, args.device)
 
-    def restorer(image: np.ndarray) -> np.ndarray:
+    def restorer(image: np.ndarray, name: str) -> np.ndarray:
         return restore(model, image, dtype=args.dtype)
 
     with ProgressBar("restoring", len(jobs)) as bar:
         report = folder.run(
             jobs,
             restorer,
-            on_error=lambda path, error: bar.say(f"error: {_named(str(path), one_line(error))}"),
+            on_error=lambda path, error: bar.say(f"error: {named_error(path, error)}"),
             on_done=lambda job: bar.advance(),
         )
-    done = f"restored {len(report.written)} of {len(jobs)} images to {args.output}"
+    done = f"restored {len(report.written)} of {len(jobs)} images to {' '.join(args.output.split())}"
     if report.failed:
         untried = f", {report.skipped} not tried" if report.skipped else ""
         print(f"{done} ({len(report.failed)} failed{untried})", file=sys.stderr)
         return 1
     print(done)
     return 0
-
-
-def _named(path: str, message: str) -> str:
-    return message if path in message else f"{path}: {message}"

@@ -20,10 +20,14 @@ _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @dataclass(frozen=True)
 class Job:
-    """One image file and where its restored copy goes."""
+    """One image file and where its new copy goes.
+
+    ``name`` is the file's path below the input folder, with ``/``; the file's own name without one.
+    """
 
     source: Path
     target: Path
+    name: str = ""
 
 
 @dataclass
@@ -68,44 +72,45 @@ def plan(
     output: str | os.PathLike[str],
     *,
     recursive: bool = False,
-    suffix: str = "",
+    suffix: str | None = "",
     overwrite: bool = False,
 ) -> list[Job]:
     """Decide every output before any work starts.
 
     ``output`` is a file when there is one input file and it ends in an image suffix, else a folder
-    (made by `run`, if it is not there).
+    (made by `run`, if it is not there). ``suffix`` is None for a command without that option.
 
     Raises:
         CplError: an output would be an input (links are seen through), two inputs would have one
             output, an output exists and ``overwrite`` is off, or the output folder cannot be one.
     """
     target = Path(output)
+    offer_suffix, suffix = suffix is not None, suffix or ""
     if os.sep in suffix or (os.altsep and os.altsep in suffix):
         raise CplError(f"--suffix {suffix!r} is added to file names and cannot hold a {os.sep!r}")
     images = find_images(inputs, recursive, leave_out=target)
     single = len(inputs) == 1 and len(images) == 1 and not Path(inputs[0]).is_dir()
     if single and not target.is_dir() and target.suffix.lower() in SUFFIXES:
-        source = images[0][0]
-        jobs = [Job(source, target.with_name(f"{target.stem}{suffix}{target.suffix}"))]
+        source, relative = images[0]
+        jobs = [Job(source, target.with_name(f"{target.stem}{suffix}{target.suffix}"), relative.as_posix())]
     elif not target.is_dir() and (target.exists() or target.suffix.lower() in SUFFIXES):
         raise CplError(f"{target}: is a file's name; {len(images)} images need a folder as --output")
     else:
-        jobs = [Job(s, target / r.with_name(f"{r.stem}{suffix}{r.suffix}")) for s, r in images]
-    _check(jobs, overwrite)
+        jobs = [Job(s, target / r.with_name(f"{r.stem}{suffix}{r.suffix}"), r.as_posix()) for s, r in images]
+    _check(jobs, overwrite, offer_suffix)
     return jobs
 
 
 def run(
     jobs: Sequence[Job],
-    restorer: Callable[[np.ndarray], np.ndarray],
+    process: Callable[[np.ndarray, str], np.ndarray],
     on_error: Callable[[Path, Exception], None] | None = None,
     on_done: Callable[[Job], None] | None = None,
 ) -> Report:
-    """Read, restore and write every job; a file that fails is noted and the rest go on.
+    """Read, process and write every job; a file that fails is noted and the rest go on.
 
     Args:
-        restorer: float32 [H, W, 3] in [0, 1] -> the same shape.
+        process: (float32 [H, W, 3] in [0, 1], the job's name) -> the same shape.
         on_error, on_done: called as each job fails, and as each job ends either way.
 
     Raises:
@@ -118,7 +123,8 @@ def run(
     report = Report()
     for number, job in enumerate(jobs):
         try:
-            _restore_file(job, restorer)
+            file: ImageFile = read_image(job.source)
+            write_image(job.target, process(file.rgb, job.name), file)
             report.written.append(job.target)
         except (CplError, ValueError, OSError, MemoryError) as error:
             report.failed.append((job.source, error))
@@ -130,11 +136,6 @@ def run(
         if on_done is not None:
             on_done(job)
     return report
-
-
-def _restore_file(job: Job, restorer: Callable[[np.ndarray], np.ndarray]) -> None:
-    file: ImageFile = read_image(job.source)
-    write_image(job.target, restorer(file.rgb), file)
 
 
 def _expand(item: str) -> list[Path]:
@@ -163,7 +164,7 @@ def _walk(folder: Path, recursive: bool, leave_out: Path | None) -> Iterator[Pat
             yield path
 
 
-def _check(jobs: Sequence[Job], overwrite: bool) -> None:
+def _check(jobs: Sequence[Job], overwrite: bool, offer_suffix: bool) -> None:
     inputs: dict[tuple[int, int], Path] = {}
     for job in jobs:
         status = job.source.stat()
@@ -175,7 +176,7 @@ def _check(jobs: Sequence[Job], overwrite: bool) -> None:
         if key in claimed:
             raise CplError(
                 f"{claimed[key]} and {job.source} would both be written to {job.target}; "
-                "restore them into different folders"
+                "run them apart, into different folders"
             )
         claimed[key] = job.source
         if os.path.lexists(job.target):
@@ -186,7 +187,7 @@ def _check(jobs: Sequence[Job], overwrite: bool) -> None:
             if source is not None:
                 raise CplError(
                     f"{job.target} is the input {source}, and inputs are never overwritten; "
-                    "choose another --output, or a --suffix such as _restored"
+                    f"choose another --output{', or a --suffix such as _restored' if offer_suffix else ''}"
                 )
             if job.target.is_dir():
                 raise CplError(f"{job.target}: is a folder, where an image is to be written")

@@ -168,6 +168,19 @@ def test_a_bad_file_is_named_and_the_rest_go_on(run: Any, tmp_path: Path) -> Non
     assert names(tmp_path / "out") == ["a.png", "z.png"]
 
 
+@pytest.mark.usefixtures("identity")
+def test_a_newline_in_a_file_name_does_not_break_the_error_line(run: Any, tmp_path: Path) -> None:
+    source = tmp_path / "in/two\nlines.png"
+    source.parent.mkdir()
+    source.write_text("no picture")
+    result = run("restore", source.parent, "--checkpoint", "x", "--output", tmp_path / "o\nut")
+    assert result.status == 1
+    error, summary = result.err.splitlines()
+    assert error.startswith(f"error: {tmp_path}/in/two lines.png: not an image")
+    assert error.count("two lines.png") == 1
+    assert summary.startswith("restored 0 of 1")
+
+
 def test_inputs_that_are_not_there(run: Any, checkpoint: Path, tmp_path: Path) -> None:
     rest = ("--checkpoint", checkpoint, "--output", tmp_path / "out")
     (tmp_path / "empty").mkdir()
@@ -195,7 +208,8 @@ def test_checkpoints_that_cannot_be_used(run: Any, checkpoint: Path, tmp_path: P
     one_error(
         run("restore", source, "--checkpoint", tmp_path / "nan.safetensors", *rest), "output.weight", "NaN"
     )
-    one_error(run("restore", source, "--checkpoint", checkpoint, *rest, "--device", "cuda:99"), "cuda:99")
+    for device in ("cuda:99", "meta"):
+        one_error(run("restore", source, "--checkpoint", checkpoint, *rest, "--device", device), device)
     assert not (tmp_path / "out").exists()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 from cpl.cli import main
 from cpl.degradations import names
+from cpl.degradations.noise import Noise
 from cpl.inference.images import read_image
 
 from .conftest import Write
@@ -65,13 +68,14 @@ def test_inputs_are_never_overwritten(
     for inputs, output in (([a], a.parent), ([a], link), ([other, tmp_path / "a"], link)):
         for option in ([], ["--overwrite"]):
             assert degrade(*inputs, "--degradation", "noise", "--output", output, *option) == 2
-            assert "is an input and would be overwritten" in capsys.readouterr().err
+            error = capsys.readouterr().err
+            assert "inputs are never overwritten; choose another --output\n" in error  # it has no --suffix
     # One job's output is another job's input (c/y.png, from b/c/y.png).
     write("b/c/y.png", seed=3)
     write("c/y.png", seed=4)
     nested = [tmp_path / "b", tmp_path / "c"]  # b gives c/y.png below the output, c gives y.png
     assert degrade(*nested, "--degradation", "noise", "--output", tmp_path, "--overwrite") == 2
-    assert "c/y.png: is an input" in capsys.readouterr().err
+    assert "c/y.png is the input" in capsys.readouterr().err
     assert contents == [p.read_bytes() for p in (a, b)]
 
 
@@ -92,7 +96,7 @@ def test_existing_outputs_need_overwrite(
     assert degrade(*arguments) == 0
     first = (out / "x.png").read_bytes()
     assert degrade(*arguments, "--seed", 1) == 2
-    assert "out/x.png: exists; choose another --output folder, or add --overwrite" in capsys.readouterr().err
+    assert "out/x.png already there; --overwrite replaces" in capsys.readouterr().err
     assert (out / "x.png").read_bytes() == first
     assert degrade(*arguments, "--seed", 1, "--overwrite") == 0
     assert (out / "x.png").read_bytes() != first
@@ -115,6 +119,62 @@ def test_damaged_files_are_reported_and_skipped(
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.png"]
 
 
+def test_a_full_disk_stops_the_run(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcd":
+        write(f"in/{name}.png")
+    real, calls = os.fsync, []
+
+    def full_at_the_second(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    assert degrade(tmp_path / "in", "--degradation", "noise", "--output", tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [str(tmp_path / "out/a.png")]
+    assert "b.png: No space left on device" in captured.err
+    assert "1 of 4 files failed, 2 not tried" in captured.err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
+def test_out_of_memory_fails_one_file(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(self: Noise, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if image.shape[0] == 40:
+            raise MemoryError
+        return image
+
+    write("in/a.png", 40)
+    write("in/b.png", 20)
+    monkeypatch.setattr(Noise, "__call__", exhausted)
+    assert degrade(tmp_path / "in", "--degradation", "noise", "--output", tmp_path / "out") == 1
+    assert "a.png: MemoryError" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["b.png"]
+
+
+def test_one_file_to_a_name_of_its_own(write: Write, tmp_path: Path) -> None:
+    path = write("x.png")
+    for output in ("y.png", "out"):
+        assert degrade(path, "--degradation", "noise", "--output", tmp_path / output) == 0
+    # The name that is drawn for is the input's, whatever the output is called.
+    assert (tmp_path / "y.png").read_bytes() == (tmp_path / "out/x.png").read_bytes()
+
+
+def test_a_newline_in_a_file_name_does_not_break_the_error_line(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("in/two\nlines.png").write_text("no picture")
+    assert degrade(tmp_path / "in", "--degradation", "noise", "--output", tmp_path / "out") == 1
+    error, summary = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {tmp_path}/in/two lines.png: not an image")
+    assert summary == "1 of 1 files failed"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -125,6 +185,7 @@ def test_damaged_files_are_reported_and_skipped(
         (["x.png", "--degradation", "nois", "--output", "o"], "did you mean noise?"),
         (["x.png", "--degradation", "noise:sigma=999", "--output", "o"], "0 to 255"),
         (["--sheet", "sheet.gif"], ".jpg or .png"),
+        (["--sheet", "nope/sheet.png"], "--sheet nope/sheet.png: there is no folder nope; create it first"),
     ],
 )
 def test_errors_are_one_line(
