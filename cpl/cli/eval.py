@@ -17,8 +17,9 @@ Measure a trained model: PSNR and SSIM of the degraded images, of the restored o
 per degradation and on average over degradations.
 
 What is measured, one of: the test set of a training preset; two folders of degraded and clean images
-with the same names; a folder of clean images degraded here; or, if you name nothing, the photographs
-that scikit-image and scikit-learn ship and no model here was trained on.
+with the same names; a folder of clean images degraded here; or, if you name nothing, what `make demo`
+measures: the photographs, shipped by scikit-image and scikit-learn, that the demonstration holds out,
+whole, with the degradations and strengths of the preset `demo`, the same pixels as in its results.json.
 
 Values are clipped to [0, 1] and not rounded to 8 bits; SSIM is scikit-image's; means are over images."""
 EPILOG = """\
@@ -26,18 +27,11 @@ examples:
   cpl eval --checkpoint model.safetensors
   cpl eval --checkpoint model.safetensors --images photos/ --degradation noise:sigma=25 low_light+haze
   cpl eval --checkpoint model.safetensors --input rainy/ --target clean/ --channel y
-  cpl eval --checkpoint model.safetensors --preset three_task CBSD68=~/CBSD68 --json scores.json"""
+  cpl eval --checkpoint model.safetensors --preset three_task ROOT=/data --json scores.json"""
 EXTRA = "train"
-NEEDS = ("PIL", "pydantic", "rich", "skimage")
+NEEDS = ("PIL", "pydantic", "rich", "skimage", "sklearn", "yaml")
 
-# The five of the paper, at the strengths that the demonstration trains on.
-_BUNDLED = {
-    "noise": "noise:sigma=25",
-    "blur": "blur",
-    "rain": "rain",
-    "haze": "haze",
-    "low_light": "low_light",
-}
+DEMO_SEED = 2025  # of the degradations that the demonstration measures on; examples/demo.py has the same
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,11 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from rich.console import Console
 
-    from cpl.cli.common import ProgressBar
+    from cpl.cli.common import ProgressBar, check_writable
     from cpl.data import build_cases
     from cpl.errors import CplError
     from cpl.inference.evaluate import evaluate
@@ -90,10 +82,10 @@ def run(args: argparse.Namespace) -> int:
 
     if args.checkpoint is None:
         raise CplError(f"a trained model is needed, --checkpoint FILE: {HOW_TO_GET_ONE}")
-    if args.json is not None and not Path(args.json).absolute().parent.is_dir():
-        raise CplError(f"--json {args.json}: there is no folder {Path(args.json).parent}; create it first")
-    what, channel = _what(args)
-    cases = build_cases(what)
+    if args.json is not None:
+        check_writable(args.json, "--json")  # before the measuring, which may take hours
+    what, channel, seed = _what(args)
+    cases = build_cases(what, seed)
     model, info = load_model(args.checkpoint, args.device)
     with ProgressBar("evaluating", len(cases)) as bar:
         result = evaluate(
@@ -104,21 +96,24 @@ def run(args: argparse.Namespace) -> int:
         **{key: info.get(key) for key in ("architecture", "version", "commit")},
         "dtype": args.dtype,
         "data": what.model_dump(mode="json"),
+        "seed": seed,
     }
-    if args.json is not None:
-        result.save_json(args.json)
-    # Piped into a file, a table is as wide as it needs to be, not 80 columns.
-    Console(width=None if sys.stdout.isatty() else 120).print(result.table())
-    for note in result.notes:
-        print(f"note: {note}")
+    try:  # the table first: what was measured is seen even if the disk is full by now
+        # Piped into a file, a table is as wide as it needs to be, not 80 columns.
+        Console(width=None if sys.stdout.isatty() else 120).print(result.table())
+        for note in result.notes:
+            print(f"note: {note}", flush=True)
+    finally:  # and the file even if the reader of the table (`| head`) has left
+        if args.json is not None:
+            result.save_json(args.json)
     return 0
 
 
-def _what(args: argparse.Namespace) -> tuple[ValidationConfig, str]:
-    """The images to measure on, and on which channel."""
+def _what(args: argparse.Namespace) -> tuple[ValidationConfig, str, int]:
+    """The images to measure on, on which channel, and the seed of their degradations."""
     from pydantic import ValidationError
 
-    from cpl.data.config import BundledSource, FolderSource, PairedSource, ValidationConfig
+    from cpl.data.config import FolderSource, PairedSource, ValidationConfig
     from cpl.errors import CplError
 
     ways = {
@@ -140,7 +135,7 @@ def _what(args: argparse.Namespace) -> tuple[ValidationConfig, str]:
             if config.data.validation is None:
                 raise CplError(f"{args.preset} names no test set; add data.validation to it")
             what = config.data.validation.model_copy(update=limits)
-            return ValidationConfig.model_validate(what.model_dump()), args.channel or config.channel
+            return ValidationConfig.model_validate(what.model_dump()), args.channel or config.channel, 0
         if args.input or args.target:
             if not (args.input and args.target):
                 raise CplError(
@@ -152,14 +147,34 @@ def _what(args: argparse.Namespace) -> tuple[ValidationConfig, str]:
                 raise CplError(
                     "--images and --degradation belong together: clean images and how to degrade them"
                 )
-            specs = {_task(spec): spec for spec in args.degradation}
-            source = FolderSource(kind="folder", paths=[args.images], degradations=specs)
+            source = FolderSource(kind="folder", paths=[args.images], degradations=_specs(args.degradation))
         else:
-            source = BundledSource(split="test", degradations=dict(_BUNDLED))
-        return ValidationConfig(sources=[source], **limits), args.channel or "rgb"
+            from cpl.training import load_preset
+
+            demo = load_preset("demo").data.validation
+            assert demo is not None
+            whole = ValidationConfig.model_validate(demo.model_dump() | {"crop": None} | limits)
+            return whole, args.channel or "rgb", DEMO_SEED
+        return ValidationConfig(sources=[source], **limits), args.channel or "rgb", 0
     except ValidationError as error:  # pydantic's own text is a page long
         reasons = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise CplError("; ".join(reasons)) from None
+
+
+def _specs(given: list[str]) -> dict[str, str | dict[str, Any]]:
+    """The row's name in the table -> specification."""
+    from cpl.errors import CplError
+
+    specs: dict[str, str | dict[str, Any]] = {}
+    for spec in given:
+        task = _task(spec)
+        if task in specs:
+            twice = (
+                f"{spec} is there twice" if spec == specs[task] else f"{specs[task]} and {spec} are one name"
+            )
+            raise CplError(f"--degradation: {twice} in the table ({task}); leave one out")
+        specs[task] = spec
+    return specs
 
 
 def _task(spec: str) -> str:

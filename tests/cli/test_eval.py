@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ pytest.importorskip("rich", reason="cpl eval needs the extra [train]")
 pytest.importorskip("PIL", reason="cpl eval needs the extra [train]")
 from PIL import Image
 
+from cpl import cli
+from cpl.cli import eval as evaluate
 from cpl.inference import load
 from cpl.inference.metrics import psnr, ssim
 
@@ -104,6 +109,77 @@ def test_bundled_photos_with_a_real_network(run: Any, checkpoint: Path, tmp_path
 
 
 @pytest.mark.usefixtures("identity")
+def test_without_a_test_set_it_is_what_the_demonstration_measures(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same pixels: examples/demo.py's photographs, degradations and seed, whole."""
+    from cpl.data import bundled_photos, evaluation_cases
+    from cpl.inference import evaluate as module
+    from cpl.training import load_preset
+
+    demo = Path(__file__).parents[2] / "examples/demo.py"
+    if not demo.exists():
+        pytest.skip("an installed copy has no examples")
+    seed = int(re.findall(r"^EVALUATION_SEED = (\d+)", demo.read_text(), re.M)[0])
+    specs = load_preset("demo").data.sources[0].degradations  # type: ignore[union-attr]
+    wanted = evaluation_cases(bundled_photos("test"), {"noise": specs["noise"]}, seed)
+    measured = []
+
+    def evaluate(model: nn.Module, cases: Any, **options: Any) -> Any:
+        assert [case["task"] for case in cases][:: len(wanted)] == list(specs)
+        measured.extend(cases[: len(wanted)])
+        return module.Evaluation("rgb", [module.ImageScores("t", "n", module.Scores(1, 1, 1, 1))])
+
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    result = run("eval", "--checkpoint", "x")
+    assert result.status == 0, result.err
+    assert len(measured) == len(wanted)
+    for one, other in zip(measured, wanted, strict=True):
+        assert (one["task"], one["name"]) == (other["task"], other["name"])
+        np.testing.assert_array_equal(one["degraded"], other["degraded"])
+        np.testing.assert_array_equal(one["target"], other["target"])
+    assert "preset `demo`" in run("eval", "--help").out
+
+
+def test_every_example_of_the_help_says_a_test_set() -> None:
+    parser = cli._build_parser(["eval"])
+    examples = [line.split()[1:] for line in evaluate.EPILOG.splitlines() if line.startswith("  cpl ")]
+    assert any("--preset" in example for example in examples)
+    for example in examples:
+        what, channel, _ = evaluate._what(parser.parse_args(example))
+        assert what.sources
+        assert channel in ("rgb", "y")
+
+
+@pytest.mark.usefixtures("identity")
+def test_scores_are_shown_even_if_they_cannot_be_saved(
+    run: Any, tmp_path: Path, pairs: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    arguments = ("--input", tmp_path / "noisy", "--target", tmp_path / "clean", "--json", tmp_path / "s.json")
+    result = run("eval", "--checkpoint", "x", *arguments)
+    one_error(result, f"{tmp_path / 's.json'}: No space left on device")
+    assert "average" in result.out
+
+
+def test_where_the_scores_go_is_settled_before_anything_is_measured(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_nothing(*_: Any) -> None:
+        raise AssertionError("work was done")
+
+    monkeypatch.setattr(load, "load_model", load_nothing)
+    one_error(run("eval", "--checkpoint", "x", "--json", tmp_path), tmp_path, "is a folder")
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write anywhere
+    one_error(
+        run("eval", "--checkpoint", "x", "--json", tmp_path / "s.json"), tmp_path, "cannot be written to"
+    )
+
+
+@pytest.mark.usefixtures("identity")
 def test_test_set_of_a_preset(run: Any) -> None:
     result = run("eval", "--checkpoint", "x", "--preset", "demo", "channel=y", "--crop", 24, "--limit", 1)
     assert result.status == 0, result.err
@@ -118,6 +194,10 @@ def test_refusals(run: Any, checkpoint: Path, tmp_path: Path, pairs: tuple[np.nd
     one_error(run(*with_model, "--images", clean), "--degradation")
     one_error(run(*with_model, "--images", clean, "--preset", "demo"), "--preset", "--images")
     one_error(run(*with_model, "--images", clean, "--degradation", "fog"), "fog")
+    for twice in (("blur", "blur"), ("noise:sigma=25", "noise:sigma25")):
+        one_error(
+            run(*with_model, "--images", clean, "--degradation", "rain", *twice), "leave one out", *twice
+        )
     one_error(run(*with_model, "steps=3"), "steps=3", "--preset")
     one_error(
         run(*with_model, "--images", tmp_path / "absent", "--degradation", "noise"), tmp_path / "absent"
