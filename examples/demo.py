@@ -232,7 +232,8 @@ Held out, never trained on: {", ".join(info["photos"]["held_out"])}.
 - loss: L1 and Contrastive Prompt Regularization ({loss.form}, features "{loss.features}", {loss.num_negatives}
   negatives, weight {loss.weight:g})
 - {info["seconds"]["training"]:.0f} s on {info["threads"]} threads ({info["machine"]}, torch {info["torch"]})
-- the weights are the last ones, not chosen on the held-out photographs
+- the weights are the last ones, not chosen on the held-out photographs; the recipe (crops, strengths, steps)
+  was, so the figures are a little better than on photographs nobody has looked at
 
 ## Figures
 PSNR in dB / SSIM on the whole held-out photographs, RGB, mean over images:
