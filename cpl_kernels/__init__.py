@@ -9,6 +9,7 @@ from cpl_kernels._version import __version__
 from cpl_kernels.aggregate_prompts import aggregate_prompts
 from cpl_kernels.backends import BackendError, config, show_config, use_backend
 from cpl_kernels.channel_attention import channel_attention
+from cpl_kernels.checks import NonFiniteError
 from cpl_kernels.feature_distances import feature_distances
 from cpl_kernels.gated_dwconv import gated_dwconv
 from cpl_kernels.info_nce import info_nce
@@ -19,6 +20,7 @@ from cpl_kernels.sparse_prompt import sparse_prompt
 
 __all__ = [
     "BackendError",
+    "NonFiniteError",
     "__version__",
     "aggregate_prompts",
     "channel_attention",

@@ -7,6 +7,11 @@ import os
 import torch
 from torch import Tensor
 
+
+class NonFiniteError(ValueError):
+    """A NaN or infinity where an op has no result for it; the message names the place."""
+
+
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -58,4 +63,9 @@ def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
 
 def values_visible(value: Tensor) -> bool:
     """Whether values may be looked at: on CPU always, on CUDA only with CPL_CHECK=1 (it syncs)."""
-    return value.device.type == "cpu" or os.environ.get("CPL_CHECK") == "1"
+    return value.device.type == "cpu" or switched_on("CPL_CHECK")
+
+
+def switched_on(variable: str) -> bool:
+    """Whether this environment variable is set and none of 0, false, no; setup.py reads its own so too."""
+    return os.environ.get(variable, "").lower() not in ("", "0", "false", "no")

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cpl_kernels import NonFiniteError
+
 
 class StepOutput(NamedTuple):
     """``loss``: scalar; ``mse``: [B], of the restored image clipped to [0, 1], without gradient;
@@ -47,9 +49,7 @@ class TrainingStep(nn.Module):
         """
         try:
             return self._measure(degraded, target, draw, want_parts)
-        except ValueError as error:
-            if "non-finite" not in str(error):
-                raise
+        except NonFiniteError:
             # On a CPU the router refuses NaN features. To training that is a non-finite loss like any other,
             # and it must have a backward pass, or the other ranks would wait for this one's gradients.
             parameters = [p for p in self.model.parameters() if p.requires_grad]

@@ -40,6 +40,9 @@ def gated_dwconv(
         autocast x is cast to the autocast dtype, as for a convolution; the small weight and bias are
         not, so that their gradients keep their precision.
 
+    Where x or the gradient is infinite or NaN, so is what depends on it; on the native backend that is all
+    nine taps of dweight, also those that see only the zero border (zero times infinity).
+
     Raises:
         TypeError: a dtype that is not floating.
         ValueError: a wrong shape, an odd number of channels, tensors on several devices, an

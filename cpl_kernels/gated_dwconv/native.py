@@ -9,11 +9,12 @@ from cpl_kernels import layout
 from cpl_kernels.core import DTYPE_CODES, core
 
 
-def why_not(x: Tensor, weight: Tensor) -> str | None:
+def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
     if x.device.type != "cpu":
         return f"it runs on CPU tensors and x is on {x.device}"
-    if weight.dtype == torch.float64 and x.dtype != torch.float64:
-        return f"it computes in float32 for {x.dtype} images, and weight is float64"
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is not None and value.dtype == torch.float64 and x.dtype != torch.float64:
+            return f"it computes in float32 for {x.dtype} images, and {name} is float64"
     return None
 
 

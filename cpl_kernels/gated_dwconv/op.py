@@ -6,12 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from cpl_kernels import autocast, backends
+from cpl_kernels import backends
+from cpl_kernels.gated_dwconv import reference
 from cpl_kernels.registration import NAMESPACE, register_differentiable
 
 
+def _given(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    return (x, weight) if bias is None else (x, weight, bias)
+
+
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, backend: str) -> Tensor:
-    return backends.select("gated_dwconv", backend, x, weight).forward(x, weight, bias, gelu)
+    return backends.select("gated_dwconv", backend, *_given(x, weight, bias)).forward(x, weight, bias, gelu)
 
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, backend: str) -> Tensor:
@@ -22,13 +27,15 @@ def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, ba
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backends.select("gated_dwconv", backend, x, weight).backward(dy, x, weight, bias, gelu)
+    return backends.select("gated_dwconv", backend, *_given(x, weight, bias)).backward(
+        dy, x, weight, bias, gelu
+    )
 
 
 def _backward_fake(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = autocast.wide(x.dtype, weight.dtype)
+    dtype = reference.accumulation_dtype(x, weight, bias)
     return x.new_empty(x.shape), x.new_empty(weight.shape, dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
 
 

@@ -31,7 +31,7 @@ def backward(
         dg = dy * phi(a)
     and dh = [da, dg] goes back through the convolution.
     """
-    dtype = wide(x.dtype, weight.dtype)
+    dtype = accumulation_dtype(x, weight, bias)
     x_wide, weight = x.to(dtype).contiguous(), weight.to(dtype)
     a, gate = _convolve(x_wide, weight, bias).chunk(2, dim=1)
     dy = dy.to(dtype)
@@ -49,12 +49,17 @@ def backward(
     return dx.contiguous().to(x.dtype), dweight.contiguous(), dh.sum(dim=(0, 2, 3))
 
 
-def why_not(x: Tensor, weight: Tensor) -> str | None:
+def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
     return None
 
 
+def accumulation_dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
+    """float32, or float64 where an input is; dweight and dbias come back in it."""
+    return wide(x.dtype, weight.dtype, torch.float32 if bias is None else bias.dtype)
+
+
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    dtype = wide(x.dtype, weight.dtype)
+    dtype = accumulation_dtype(x, weight, bias)
     if x.numel() == 0:
         return x.to(dtype)  # conv2d refuses H = 0
     bias = None if bias is None else bias.to(dtype)

@@ -27,14 +27,18 @@ def check(logits: Tensor, k: int, normalize: str) -> None:
 
 
 def check_values(logits: Tensor) -> None:
-    """Every row must have a softmax: neither NaN nor +inf in it, and not -inf throughout."""
+    """Every row must have a softmax: neither NaN nor +inf in it, and not -inf throughout.
+
+    Raises:
+        NonFiniteError: a row has none; its number and largest entry are named.
+    """
     if not checks.values_visible(logits) or logits.shape[0] == 0:
         return
     highest = logits.amax(dim=1)  # [B]; NaN wins, so it shows
     finite = torch.isfinite(highest)
     if not finite.all():
         row = int((~finite).nonzero()[0])
-        raise ValueError(
+        raise checks.NonFiniteError(
             f"logits has no softmax in row {row}: its largest entry is {float(highest[row])}; "
             "look for a non-finite value in the router's input or weights"
         )

@@ -1,5 +1,9 @@
 #include "common/isa.h"
 
+#if defined(CPL_X86_VARIANTS)
+#include <cpuid.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
@@ -8,15 +12,24 @@
 namespace cpl {
 namespace {
 
+#if defined(CPL_X86_VARIANTS)
+bool has_f16c() {  // GCC before 11 does not take "f16c" in __builtin_cpu_supports
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
+// Asks for everything that csrc/CMakeLists.txt lets the compiler use in that copy.
 bool supported(Isa isa) {
 #if defined(CPL_X86_VARIANTS)
   __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   switch (isa) {
     case Isa::kAvx512:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     case Isa::kAvx2:
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+      return avx2;
     case Isa::kBaseline:
       return true;
   }

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import cpl_kernels
-from cpl_kernels import backends, core
+from cpl_kernels import backends, checks, core
 
 X, W = torch.randn(1, 3, 2, 2), torch.ones(3)
 NEEDS_CORE = pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
@@ -136,3 +140,67 @@ def test_unknown_instruction_set_is_an_error() -> None:
         pytest.skip(reason=core.MISSING_BECAUSE)
     done = python("import cpl_kernels; cpl_kernels.show_config()", CPL_ISA="sse9")
     assert "CPL_ISA=sse9: must be baseline, avx2 or avx512" in done.stderr
+
+
+# common/isa.cpp on a CPU that has everything but the feature named by MISSING.
+FAKE_CPU = """
+#include <cpuid.h>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+static bool has(const char* feature) {
+  const char* missing = std::getenv("MISSING");
+  return missing == nullptr || std::strcmp(feature, missing) != 0;
+}
+static int fake_cpuid(unsigned, unsigned* a, unsigned* b, unsigned* c, unsigned* d) {
+  *a = *b = *d = 0;
+  *c = has("f16c") ? bit_F16C : 0;
+  return 1;
+}
+#define __builtin_cpu_supports(feature) has(feature)
+#define __get_cpuid(leaf, a, b, c, d) fake_cpuid(leaf, a, b, c, d)
+#define CPL_X86_VARIANTS
+#define CPL_ISA baseline
+#include "common/isa.cpp"
+int main() { std::puts(cpl::isa_name(cpl::active_isa())); }
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only x86-64 has variants")
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_a_variant_runs_only_where_the_cpu_has_all_that_its_flags_assume(tmp_path: Path) -> None:
+    csrc = Path(__file__).parents[2] / "csrc"
+    source, program = tmp_path / "fake.cpp", tmp_path / "fake"
+    source.write_text(FAKE_CPU)
+    subprocess.run(["c++", "-std=c++17", "-I", csrc, source, "-o", program], check=True, timeout=120)
+
+    def chosen(missing: str) -> str:
+        env = {name: value for name, value in os.environ.items() if name != "CPL_ISA"}
+        done = subprocess.run([program], env={**env, "MISSING": missing}, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    assert chosen("nothing") == "avx512"
+    flags = dict(re.findall(r"set\(FLAGS_(\w+) (.*)\)", (csrc / "CMakeLists.txt").read_text()))
+    assert set(flags) == {"avx2", "avx512"}
+    features = {isa: re.findall(r"-m(\w+)(?!\S)", line) for isa, line in flags.items()}
+    assert "f16c" in features["avx2"]
+    for isa, needed in features.items():
+        for feature in needed:
+            got = chosen(feature)
+            assert got != isa, f"without {feature}"
+            assert got == "baseline" or feature not in features[got], f"without {feature}"
+
+
+@pytest.mark.parametrize(
+    ("value", "looks"),
+    [("1", True), ("true", True), ("YES", True), ("", False), ("0", False), ("False", False), ("no", False)],
+)
+def test_check_switch_follows_the_rule_of_setup(
+    value: str, looks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = torch.empty(1, device="meta")  # as on a GPU, looking is not free
+    monkeypatch.setenv("CPL_CHECK", value)
+    assert checks.values_visible(elsewhere) == looks
+    monkeypatch.delenv("CPL_CHECK")
+    assert not checks.values_visible(elsewhere)
+    assert checks.values_visible(torch.empty(1))

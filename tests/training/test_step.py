@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cpl.training.step import TrainingStep
 from cpl.training.trainer import draw_seed
+from cpl_kernels import NonFiniteError
 
 
 class Shift(nn.Module):
@@ -83,3 +84,28 @@ def test_draws_differ_by_step_and_rank() -> None:
     seeds = {draw_seed(seed, step, rank) for seed in (0, 1) for step in range(50) for rank in (0, 1)}
     assert len(seeds) == 200
     assert all(0 <= s < 2**63 for s in seeds)
+
+
+class Refuses(Shift):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise self.error
+
+
+def test_a_refusal_of_nan_is_a_nan_loss_with_a_backward_pass() -> None:
+    """Known by its type, whatever it says."""
+    step = TrainingStep(Refuses(NonFiniteError("no softmax")))
+    output = step(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4), 0)
+    assert output.loss.isnan()
+    assert output.mse.isnan().tolist() == [True, True]
+    output.loss.backward()
+    assert step.model.shift.grad.isnan().all()  # type: ignore[union-attr, operator]
+
+
+def test_any_other_error_ends_the_step() -> None:
+    step = TrainingStep(Refuses(ValueError("a non-finite margin was asked for")))
+    with pytest.raises(ValueError, match="margin"):
+        step(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), 0)

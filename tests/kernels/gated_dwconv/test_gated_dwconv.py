@@ -135,6 +135,35 @@ def test_gradients_of_fp32_weights_beside_half_activations_are_fp32() -> None:
     )
 
 
+@pytest.mark.parametrize("wide", ["x", "weight", "bias"])
+def test_float64_in_any_input_computes_in_float64(wide: str) -> None:
+    """Values, not only dtypes: float32 arithmetic would be 1e-8 off at best."""
+    names = ("x", "weight", "bias")
+    inputs = [t.float() for t in SMALL[0].inputs(torch.float64)]
+    inputs = [t.double() if name == wide else t for name, t in zip(names, inputs, strict=True)]
+    dy = torch.randn(1, 2, 3, 2, generator=torch.Generator().manual_seed(2)).double()
+    x, weight, bias = inputs
+    backends = ["reference"] + (["native"] if wide == "x" and core.available() else [])
+    exact = [t.double().requires_grad_() for t in inputs]
+    dweight, dbias = torch.autograd.grad(naive(*exact), exact[1:], dy)
+    for backend in backends:
+        y = torch.ops.cpl_kernels.gated_dwconv_backward(dy, x, weight, bias, True, backend)
+        assert (y[1].dtype, y[2].dtype) == (torch.float64, torch.float64)
+        torch.testing.assert_close(y[1], dweight, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(y[2], dbias, rtol=1e-12, atol=1e-12)
+    args = [t.requires_grad_() for t in inputs]
+    torch.library.opcheck(torch.ops.cpl_kernels.gated_dwconv.default, (*args, True, ""))
+
+
+@pytest.mark.skipif(not core.available(), reason=core.MISSING_BECAUSE)
+@pytest.mark.parametrize("wide", ["weight", "bias"])
+def test_native_refuses_float64_parameters_of_a_float32_image(wide: str) -> None:
+    x, weight, bias = (t.float() for t in SMALL[0].inputs(torch.float64))
+    inputs = (x, weight.double(), bias) if wide == "weight" else (x, weight, bias.double())
+    with pytest.raises(RuntimeError, match=f"{wide} is float64"):
+        cpl_kernels.gated_dwconv(*inputs, backend="native")
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_gelu_far_from_zero(sign: int) -> None:
     """Where erf is flat, gelu(a) is a or 0, with slope 1 or 0, and no NaN from 0 * inf."""

@@ -161,7 +161,7 @@ def test_autocast_weighs_in_float32() -> None:
 
 
 def test_nan_logits_are_named() -> None:
-    with pytest.raises(ValueError, match="no softmax in row 1"):
+    with pytest.raises(cpl_kernels.NonFiniteError, match="no softmax in row 1"):
         draw(torch.tensor([[0.0, 1.0], [float("nan"), 0.0]]), 1)
 
 
