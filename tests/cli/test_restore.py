@@ -330,7 +330,9 @@ def test_as_a_process_quota_and_ctrl_c(checkpoint: Path, tmp_path: Path) -> None
         photo(tmp_path / f"in/{number:03}.png", number, size=(16, 16))
     photo(tmp_path / "in/000.png", size=(60, 60))  # the one that exceeds the limit, and the first
     limited = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
+        "import resource, signal, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
+        # A shell ignores SIGINT for what it starts with `&`, and children inherit that (CI may be started so).
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from cpl.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     out = tmp_path / "out"
