@@ -21,7 +21,7 @@ def pytest_configure() -> None:
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
     """Versions and commit beside the figures: a number without them cannot be made again."""
     report = cpl_kernels.config()
-    kept = {key: report[key] for key in ("versions", "commit", "native_core", "threads", "openmp")}
+    kept = {key: report[key] for key in ("versions", "commit", "native_core", "threads")}
     output_json["cpl"] = {**kept, "interop": "reference eager, torch.compile and peers in the same run"}
 
 
