@@ -7,6 +7,7 @@ whatever the order, the number of workers or the step a run was resumed at.
 
 from __future__ import annotations
 
+import abc
 import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,16 +24,16 @@ from cpl.data.seeding import generator
 from cpl.degradations import Degradation, create
 
 
-class _Endless(Dataset[Item]):
+class _Endless(Dataset[Item], abc.ABC):
     """A map-style dataset with virtual indices; iterating goes over one epoch."""
 
     tasks: list[str]
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Item:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Item: ...
 
     def __iter__(self) -> Iterator[Item]:
         return (self[index] for index in range(len(self)))

@@ -119,7 +119,7 @@ def test_without_a_test_set_it_is_what_the_demonstration_measures(
 
     demo = Path(__file__).parents[2] / "examples/demo.py"
     if not demo.exists():
-        pytest.skip("an installed copy has no examples")
+        pytest.skip(reason="an installed copy has no examples")
     seed = int(re.findall(r"^EVALUATION_SEED = (\d+)", demo.read_text(), re.M)[0])
     specs = load_preset("demo").data.sources[0].degradations  # type: ignore[union-attr]
     wanted = evaluation_cases(bundled_photos("test"), {"noise": specs["noise"]}, seed)

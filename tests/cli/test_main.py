@@ -155,7 +155,7 @@ def test_extras_are_those_of_pyproject() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader")
     project = Path(cli.__file__).parents[2] / "pyproject.toml"
     if not project.exists():
-        pytest.skip("an installed copy has no pyproject.toml")
+        pytest.skip(reason="an installed copy has no pyproject.toml")
     extras = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
     for extra, packages in cli.EXTRAS.items():
         assert sorted(packages.values()) == sorted(line.partition(">")[0] for line in extras[extra])
