@@ -4,8 +4,14 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "common/dtype.h"
 #include "common/macros.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 namespace cpl {
 namespace CPL_ISA {
@@ -19,6 +25,49 @@ struct Lanes {
     Vector v;
     memcpy(&v, p, sizeof v);
     return v;
+  }
+  static void set(A* p, const Vector& v) { memcpy(p, &v, sizeof v); }
+  // From a narrower type, widened.
+  template <typename T>
+  static Vector widen(const T* p) {
+    if constexpr (std::is_same_v<T, A>) {
+      return load(p);
+    } else {
+      A values[kCount];
+#pragma omp simd
+      for (int64_t i = 0; i < kCount; ++i) values[i] = cpl::CPL_ISA::load(p + i);
+      return load(values);
+    }
+  }
+  // The first `count` lanes, rounded to T; all of them where count is beyond, none where it is negative.
+  template <typename T>
+  static void narrow(T* p, const Vector& v, int64_t count) {
+    A values[kCount];
+    memcpy(values, &v, sizeof v);
+    if (count >= kCount) {
+#pragma omp simd
+      for (int64_t i = 0; i < kCount; ++i) store(p + i, values[i]);
+    } else {
+      for (int64_t i = 0; i < count; ++i) store(p + i, values[i]);
+    }
+  }
+  // Past the caches, which spares reading the line that is overwritten: for results larger than the last level,
+  // which nobody finds there anyhow. p is aligned to the vector; call stream_fence() before another thread reads.
+  static void stream(A* p, const Vector& v) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<const __m512i&>(v));
+#elif defined(__SSE2__)
+    for (int i = 0; i < 4; ++i) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(p) + i, reinterpret_cast<const __m128i*>(&v)[i]);
+    }
+#else
+    memcpy(p, &v, sizeof v);
+#endif
+  }
+  static void stream_fence() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
   }
   static double sum(const Vector& v) {
     double total = 0;
