@@ -1,10 +1,14 @@
-"""The parity rule of the kernels, and the inputs that it is tried on.
+"""The parity rule of the kernels, and the memory layouts that it is tried on.
 
-Gold is the plain PyTorch definition in fp64. A kernel passes when, at every element,
+Gold is the naive formula in fp64, on the same (rounded) inputs. A kernel passes when, at every element,
 
     |kernel - gold| <= |torch in the same dtype - gold| + tolerance
 
-with ``tolerance = half an ulp of the result's dtype + TERM_ULPS * eps(arithmetic) * terms``:
+where "torch in the same dtype" is the naive formula in fp32, rounded once for 16-bit dtypes (stricter than a
+16-bit chain, and there are no 16-bit CPU kernels to miss), and
+
+    tolerance = half an ulp of the result's dtype + TERM_ULPS * eps(arithmetic) * terms
+
 - half an ulp, because where torch happened to round onto gold, a correct kernel may still round the
   other way (16-bit results only: fp32 and fp64 results are not rounded after the arithmetic);
 - ``terms`` is the sum of the magnitudes that were added and subtracted to form the element. Summing
@@ -14,7 +18,8 @@ with ``tolerance = half an ulp of the result's dtype + TERM_ULPS * eps(arithmeti
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +27,12 @@ from torch import Tensor
 TERM_ULPS = 8  # sums of up to some thousand terms, in trees: observed up to 3
 # Triton's interpreter cuts bf16 off where the hardware rounds: up to a whole ulp instead of half.
 INTERPRETER_BF16_ULPS = 1.0
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# What inputs and incoming gradients are laid out as, one against the other; the second row says something new
+# of images only.
+LAYOUTS = ("contiguous", "transposed", "sliced", "expanded")
+IMAGE_LAYOUTS = ("channels_last", "sliced_channels", "cropped", "expanded_pixels")
 
 
 def assert_no_worse(
@@ -48,62 +59,103 @@ def assert_no_worse(
         )
 
 
-def strided(name: str, x: Tensor) -> Tensor:
-    """``x`` [B, C, H, W] with the same values (or, for "expanded", its first image and pixel's) laid out otherwise."""
-    if name == "contiguous":
+def lay_out(name: str, x: Tensor) -> Tensor:
+    """The same values at other strides; for "expanded" those of the first entry (or pixel), repeated.
+
+    A layout of images leaves what has not four dimensions as it is.
+    """
+    if name == "contiguous" or x.dim() == 0:
+        return x.contiguous()
+    if name == "transposed":  # memory order of the dimensions reversed
+        order = tuple(reversed(range(x.dim())))
+        return x.permute(order).contiguous().permute(order)
+    if name == "sliced":  # every other element, poison between
+        wide = _poison(x, (*x.shape[:-1], 2 * x.shape[-1]))
+        wide[..., ::2] = x
+        return wide[..., ::2]
+    if name == "expanded":
+        return x[:1].expand_as(x)
+    if x.dim() != 4:
         return x.contiguous()
     if name == "channels_last":
         return x.contiguous(memory_format=torch.channels_last)
-    if name == "transposed":  # width outermost: no stride walks the pixels, so it must be copied
-        return x.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0)
-    if name == "sliced":  # every other channel of a larger tensor whose other values are poison
-        wide = x.new_full((x.shape[0], 2 * x.shape[1], *x.shape[2:]), float("nan"))
+    if name == "sliced_channels":  # every other channel of a larger image
+        wide = _poison(x, (x.shape[0], 2 * x.shape[1], *x.shape[2:]))
         wide[:, ::2] = x
         return wide[:, ::2]
     if name == "cropped":  # a window of a wider image
-        wide = x.new_full((*x.shape[:2], x.shape[2] + 2, x.shape[3] + 3), float("nan"))
+        wide = _poison(x, (*x.shape[:2], x.shape[2] + 2, x.shape[3] + 3))
         wide[:, :, 1:-1, 2:-1] = x
         return wide[:, :, 1:-1, 2:-1]
-    if name == "expanded_batch":
-        return x[:1].expand_as(x)
     if name == "expanded_pixels":
         return x[:, :, :1, :1].expand_as(x)
     raise ValueError(name)
 
 
-# What inputs and incoming gradients are laid out as, one against the other.
-STRIDES = (
-    "contiguous",
-    "channels_last",
-    "transposed",
-    "sliced",
-    "cropped",
-    "expanded_batch",
-    "expanded_pixels",
-)
+def _poison(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Values that must not be read: NaN, and an index that is out of every range."""
+    return x.new_full(tuple(shape), torch.nan if x.is_floating_point() else 2**40)
 
 
-def beyond_int32(shape: Sequence[int], dimension: int, dtype: torch.dtype) -> Tensor:
-    """A tensor whose stride along ``dimension`` is past 2^31 elements, in memory that is only promised.
+def beyond_int32(x: Tensor, dimension: int, order: Sequence[int] | None = None) -> Tensor:
+    """A copy of ``x`` whose stride along ``dimension`` is past 2^31 elements, in memory that is only promised.
 
-    The pages in between are never touched, so they are never allocated.
+    The other dimensions lie densely, the last of ``order`` innermost. On the CPU the pages in between are never
+    touched, so they are never allocated; on a GPU they are.
     """
-    strides, step = [0] * len(shape), 1
-    for d in reversed(range(len(shape))):
+    strides, step = [0] * x.dim(), 1
+    for d in reversed(order or range(x.dim())):
         if d != dimension:
             strides[d] = step
-            step *= shape[d]
+            step *= x.shape[d]
     strides[dimension] = 2**31 + 64
-    length = strides[dimension] * (shape[dimension] - 1) + step
-    item = torch.empty((), dtype=dtype).element_size()
-    noreserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python knows the name from 3.12 on
-    promised = mmap.mmap(-1, length * item, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | noreserve)
-    return torch.frombuffer(promised, dtype=dtype).as_strided(tuple(shape), tuple(strides))
+    length = strides[dimension] * (x.shape[dimension] - 1) + step
+    if x.device.type == "cuda":
+        memory = x.new_empty(length)
+    else:
+        noreserve = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python knows the name from 3.12 on
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | noreserve
+        memory = torch.frombuffer(mmap.mmap(-1, length * x.element_size(), flags=flags), dtype=x.dtype)
+    return memory.as_strided(x.shape, strides).copy_(x)
 
 
-def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor | None], dy: Tensor) -> list[Tensor]:
-    """The output and the gradient of every tensor input, detached."""
-    leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
-    out = function(*leaves)
-    wanted = [t for t in leaves if t is not None]
-    return [out.detach(), *torch.autograd.grad(out, wanted, dy)]
+def run(
+    call: Callable[..., Any],
+    inputs: Mapping[str, Tensor],
+    outputs: Sequence[str],
+    wanted: Sequence[str] = (),
+    gradients: Sequence[Tensor] = (),
+) -> dict[str, Tensor]:
+    """The outputs of a call by name, and "gradient of <input>" for each wanted one.
+
+    ``gradients`` are those that come in, one for each floating output; none: no backward.
+    """
+    leaves = {n: x.detach().requires_grad_() if n in wanted else x.detach() for n, x in inputs.items()}
+    outs = as_tuple(call(**leaves))
+    results = {name: out.detach() for name, out in zip(outputs, outs, strict=True)}
+    if wanted and gradients:
+        through = [out for out in outs if out.is_floating_point()]
+        grads = torch.autograd.grad(through, [leaves[n] for n in wanted], list(gradients))
+        results |= {f"gradient of {n}": g for n, g in zip(wanted, grads, strict=True)}
+    return results
+
+
+def as_tuple(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def incoming(outs: Sequence[Tensor], layout: str = "contiguous", seed: int = 1) -> list[Tensor]:
+    """A gradient for each floating output, in its dtype."""
+    rng = torch.Generator().manual_seed(seed)
+    return [
+        lay_out(layout, torch.randn(out.shape, generator=rng, dtype=torch.float64).to(out.dtype))
+        for out in outs
+        if out.is_floating_point()
+    ]
+
+
+def assert_same_bits(got: Mapping[str, Tensor], expected: Mapping[str, Tensor], context: str = "") -> None:
+    assert got.keys() == expected.keys()
+    for name, value in got.items():
+        assert value.dtype == expected[name].dtype, f"{context} {name}"
+        assert torch.equal(value, expected[name]), f"{context} {name}: other bits"

@@ -82,10 +82,10 @@ def check_parity(
     inputs = case.inputs(dtype, layout)
     out = case.call(*inputs, **kwargs)
     dy = lay_out(dy_layout, torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype))
-    got = harness.gradients(lambda *a: case.call(*a, **kwargs), inputs, dy)
-    gold = harness.gradients(case.naive, [x.double() for x in inputs], dy.double())
+    got = gradients(lambda *a: case.call(*a, **kwargs), inputs, dy)
+    gold = gradients(case.naive, [x.double() for x in inputs], dy.double())
     single = torch.float64 if dtype == torch.float64 else torch.float32
-    same = harness.gradients(case.naive, [x.to(single) for x in inputs], dy.to(single))
+    same = gradients(case.naive, [x.to(single) for x in inputs], dy.to(single))
     for i, (g, s, o) in enumerate(zip(got, same, gold, strict=True)):
         what = "output" if i == 0 else f"gradient of input {i - 1}"
         assert i == 0 or g.dtype == dtype, f"{case.name} {what}: {g.dtype}"
@@ -104,7 +104,7 @@ def check_subsets_agree(case: Case) -> None:
     """The gradients that are asked for do not depend on which others are; the rest is None."""
     inputs = case.inputs(torch.float32)
     dy = torch.ones_like(case.call(*inputs))
-    full = harness.gradients(case.call, inputs, dy)[1:]
+    full = gradients(case.call, inputs, dy)[1:]
     for wanted in subsets(len(inputs)):
         leaves = [x.detach().clone().requires_grad_(w) for x, w in zip(inputs, wanted, strict=True)]
         case.call(*leaves).backward(dy)
@@ -120,7 +120,7 @@ def subsets(count: int) -> Iterator[tuple[bool, ...]]:
 def check_repeats_bitwise(case: Case) -> None:
     inputs = case.inputs(torch.float32)
     dy = torch.ones_like(case.call(*inputs))
-    once, again = (harness.gradients(case.call, inputs, dy) for _ in range(2))
+    once, again = (gradients(case.call, inputs, dy) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
@@ -128,13 +128,13 @@ def check_compiles(case: Case) -> None:
     """One graph, forward and backward, with the bits of eager mode; also when the sizes are symbols."""
     inputs = case.inputs(torch.float32)
     dy = torch.ones_like(case.call(*inputs))
-    eager = harness.gradients(lambda *a: case.call(*(2 * x for x in a)), inputs, dy)
+    eager = gradients(lambda *a: case.call(*(2 * x for x in a)), inputs, dy)
     for dynamic in (False, True):
         torch._dynamo.reset()
         compiled = torch.compile(
             lambda *a: case.call(*(2 * x for x in a)), fullgraph=True, backend="aot_eager", dynamic=dynamic
         )
-        got = harness.gradients(compiled, inputs, dy)
+        got = gradients(compiled, inputs, dy)
         assert all(torch.equal(a, b) for a, b in zip(got, eager, strict=True)), f"dynamic={dynamic}"
 
 
@@ -155,3 +155,11 @@ def check_under_autocast(case: Case, expected: torch.dtype) -> None:
     assert out.dtype == expected
     out.sum().backward()
     assert all(x.grad is not None and x.grad.dtype == torch.float32 for x in inputs)
+
+
+def gradients(function: Callable[..., Tensor], inputs: Sequence[Tensor | None], dy: Tensor) -> list[Tensor]:
+    """The output and the gradient of every tensor input, detached."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
+    out = function(*leaves)
+    wanted = [t for t in leaves if t is not None]
+    return [out.detach(), *torch.autograd.grad(out, wanted, dy)]
