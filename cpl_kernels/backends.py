@@ -2,7 +2,8 @@
 
 Each op's room holds one module per backend: ``cpl_kernels/<op>/<backend>.py`` with ``forward``,
 ``backward`` and ``why_not(...) -> str | None`` (None: it can serve this call). This module picks
-one of them for a call and can say afterwards what it would pick and why.
+one of them for a call (the one asked for, else by the table of dispatch.py) and can say afterwards
+what it would pick and why.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpl_kernels import core
+from cpl_kernels import core, dispatch
 from cpl_kernels._version import __version__
 
 NAMES = ("reference", "native", "triton", "cuda")
@@ -45,23 +45,6 @@ COMPOSED: Mapping[str, tuple[str, ...]] = {"sparse_prompt": ("route_topk", "aggr
 class BackendError(RuntimeError):
     """A backend was asked for by name and cannot serve the call; the message says why."""
 
-
-@dataclass(frozen=True)
-class Default:
-    """The order in which backends are tried on a device, and on what evidence."""
-
-    order: tuple[str, ...]
-    why: str
-
-
-_UNMEASURED = Default(("reference",), "the safe choice: no measurement yet")
-
-# Rows cite the results file that they come from. A fast backend that was never measured on a
-# device is not its default, however fast it ought to be: ask for it by name.
-DEFAULTS: Mapping[tuple[str, str], Default] = {
-    ("gated_dwconv", "cpu"): Default(("native", "reference"), "benchmarks/results/cpu_gated_dwconv.json"),
-    ("layer_norm2d", "cpu"): Default(("native", "reference"), "benchmarks/results/cpu_layer_norm2d.json"),
-}
 
 _override: dict[str, str] = {}  # op -> backend; "*" stands for every op
 
@@ -153,12 +136,8 @@ def backends_of(op: str) -> tuple[str, ...]:
     return tuple(name for name in NAMES if importlib.util.find_spec(f"cpl_kernels.{op}.{name}"))
 
 
-def _default(op: str, device: str) -> Default:
-    return DEFAULTS.get((op, device), _UNMEASURED)
-
-
 def _pick(op: str, tensors: tuple[Tensor, ...]) -> tuple[str, ModuleType]:
-    for name in _default(op, tensors[0].device.type).order:
+    for name in dispatch.order(op, tensors):
         if _why_not(op, name, tensors) is None:
             return name, _module(op, name)
     return "reference", _module(op, "reference")
@@ -185,16 +164,17 @@ def _absent(name: str) -> str | None:
 def _describe(op: str, device: str) -> str:
     if op in COMPOSED:
         return f"runs {' and '.join(COMPOSED[op])}"
-    default = _default(op, device)
-    passed_over = [f"{name}: {_absent(name)}" for name in default.order if _absent(name)]
-    chosen = next((name for name in default.order if not _absent(name)), "reference")
-    others = [name for name in backends_of(op) if name not in default.order]
-    line = f"{chosen} ({default.why})"
-    if passed_over:
-        line += f"; passed over {'; '.join(passed_over)}"
-    if others:
-        line += f"; by name: {', '.join(others)}"
-    return line
+    family = dispatch.family(torch.device(device))
+    lines: list[str] = []
+    tried: set[str] = set()
+    for where, order, why in dispatch.describe(op, family):
+        tried.update(order)
+        chosen = next((name for name in order if not _absent(name)), "reference")
+        line = f"{chosen}{f' for {where}' if where else ''} ({why})"
+        passed_over = [f"{name}: {_absent(name)}" for name in order if _absent(name)]
+        lines.append(line + (f"; passed over {'; '.join(passed_over)}" if passed_over else ""))
+    others = [name for name in backends_of(op) if name not in tried]
+    return "; ".join(lines) + (f"; by name: {', '.join(others)}" if others else "")
 
 
 @functools.cache

@@ -109,15 +109,6 @@ def test_show_config_names_every_op_and_its_choice(capsys: pytest.CaptureFixture
     assert "no measurement yet" in printed
 
 
-def test_default_rows_cite_results_that_are_there() -> None:
-    """A default other than the reference needs a committed measurement."""
-    root = os.path.join(os.path.dirname(__file__), "..", "..")
-    for (op, device), default in backends.DEFAULTS.items():
-        assert op in backends.OPS
-        assert device in ("cpu", "cuda")
-        assert os.path.exists(os.path.join(root, default.why)), f"{op} on {device} cites {default.why}"
-
-
 @NEEDS_CORE
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set_that_this_cpu_has(isa: str) -> None:

@@ -1,0 +1,118 @@
+"""Measures what cpl_kernels/dispatch.py cites: every backend against the reference, per dtype and size class.
+
+    python -m benchmarks.dispatch [--out benchmarks/results/cpu_dispatch.json] [--only OP ...]
+
+Forward and backward of one call, at a size in the middle of each class, all backends in turn round after
+round; kept are the median times and the median of the paired ratios to the reference. Rounds go on for a fixed
+time, so a quick case has many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import cpl_kernels
+from cpl_kernels import backends, dispatch
+
+SECONDS, LEAST_ROUNDS = 1.0, 9  # per case and, together, all its backends
+THREADS = 2
+Call = Callable[[str], tuple[Tensor, list[Tensor]]]
+
+# Elements of the largest tensor, by size class: well inside it.
+ELEMENTS = {"small": 2**11, "medium": 2**17, "large": 2**22}
+
+
+def layer_norm2d(elements: int, dtype: torch.dtype) -> Call:
+    side = round((elements / 48) ** 0.5)
+    leaves = [
+        torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((1, 48, side, side), (48,), (48,))
+    ]
+    return lambda backend: (cpl_kernels.layer_norm2d(*leaves, backend=backend), leaves)
+
+
+def gated_dwconv(elements: int, dtype: torch.dtype) -> Call:
+    side = round((elements / 256) ** 0.5)
+    leaves = [
+        torch.randn(shape, dtype=dtype, requires_grad=True)
+        for shape in ((1, 256, side, side), (256, 1, 3, 3))
+    ]
+    return lambda backend: (cpl_kernels.gated_dwconv(*leaves, backend=backend), leaves)
+
+
+OPS: dict[str, Callable[[int, torch.dtype], Call]] = {
+    "layer_norm2d": layer_norm2d,
+    "gated_dwconv": gated_dwconv,
+}
+
+
+def measure(call: Call, names: list[str]) -> dict[str, dict[str, float]]:
+    """Median seconds and median paired ratio to the reference of every backend, forward with backward."""
+
+    def once(name: str) -> float:
+        start = time.perf_counter()
+        out, leaves = call(name)
+        torch.autograd.grad(out, leaves, torch.ones_like(out))
+        return time.perf_counter() - start
+
+    for name in names:
+        once(name)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end or len(times[names[0]]) < LEAST_ROUNDS:
+        for name in names:
+            times[name].append(once(name))
+    reference = times["reference"]
+    return {
+        name: {
+            "seconds": statistics.median(taken),
+            "against_reference": statistics.median(t / r for t, r in zip(taken, reference, strict=True)),
+        }
+        for name, taken in times.items()
+    }
+
+
+def cases(ops: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for op in ops:
+        names = [name for name in backends.backends_of(op) if name in ("reference", "native")]
+        for dtype in dispatch.DTYPES:
+            for size, elements in ELEMENTS.items():
+                torch.manual_seed(0)
+                result = measure(OPS[op](elements, getattr(torch, dtype)), names)
+                rows.append({"op": op, "dtype": dtype, "size": size, "backends": result})
+                ratio = ", ".join(f"{n} {r['against_reference']:.2f}" for n, r in result.items())
+                print(f"{op} {dtype} {size}: {ratio}", file=sys.stderr)
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu_dispatch.json"))
+    parser.add_argument("--only", nargs="+", choices=list(OPS), default=list(OPS), metavar="OP")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(THREADS)
+    report = cpl_kernels.config()
+    result = {
+        "family": "cpu",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **{key: report[key] for key in ("versions", "commit", "native_core", "threads")},
+        "cases": cases(args.only),
+    }
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

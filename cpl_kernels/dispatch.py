@@ -1,0 +1,114 @@
+"""Which backend a call gets when nobody names one: a table whose rows cite their measurements.
+
+A row holds for an op on a device family, for some dtypes and size classes, and says in which order the
+backends are tried and in which results file that order was measured. Where no row holds, the reference
+runs: a fast backend that was never measured on a kind of device is not its default, however fast it
+ought to be. tests/kernels/test_dispatch.py compares every row with the file that it cites.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+# Least number of elements of a call's largest tensor. The borders lie where the cost of a call stops being
+# that of Python and launches (small), and where its tensors leave a core's own caches (large).
+SIZES = {"small": 0, "medium": 2**14, "large": 2**20}
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class Row:
+    """``order``: the backends to try, best first; ``evidence``: the results file it was measured in."""
+
+    op: str
+    family: str
+    dtypes: tuple[str, ...]
+    sizes: tuple[str, ...]
+    order: tuple[str, ...]
+    evidence: str
+
+
+_EVERY_SIZE = tuple(SIZES)
+_NATIVE = ("native", "reference")
+
+TABLE = (
+    Row("layer_norm2d", "cpu", DTYPES, _EVERY_SIZE, _NATIVE, "benchmarks/results/cpu_dispatch.json"),
+    Row("gated_dwconv", "cpu", DTYPES, _EVERY_SIZE, _NATIVE, "benchmarks/results/cpu_dispatch.json"),
+)
+
+UNMEASURED = "the safe choice: no measurement yet"
+
+
+def size_class(elements: int) -> str:
+    """The name of the size class of a call whose largest tensor has so many elements."""
+    return next(name for name in reversed(SIZES) if elements >= SIZES[name])
+
+
+def family(device: torch.device) -> str:
+    """What devices are told apart by: "cpu", "sm_90" for an NVIDIA GPU, "gfx942" for an AMD one, else the type."""
+    return _gpu_family(device.index) if device.type == "cuda" else device.type
+
+
+@functools.cache
+def _gpu_family(index: int | None) -> str:
+    if not torch.cuda.is_available():
+        return "cuda"
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device() if index is None else index)
+    if torch.version.hip:
+        return str(properties.gcnArchName).partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+@functools.cache
+def row(op: str, family: str, dtype: str, size: str) -> Row | None:
+    """The row of the table that holds, or None where nothing was measured."""
+    for candidate in TABLE:
+        if (
+            (candidate.op, candidate.family) == (op, family)
+            and dtype in candidate.dtypes
+            and size in candidate.sizes
+        ):
+            return candidate
+    return None
+
+
+def order(op: str, tensors: tuple[torch.Tensor, ...]) -> tuple[str, ...]:
+    """The backends to try for this call, best first."""
+    first = tensors[0]
+    return _order(op, first.device, first.dtype, max([x.numel() for x in tensors]).bit_length())
+
+
+@functools.cache
+def _order(op: str, device: torch.device, dtype: torch.dtype, bits: int) -> tuple[str, ...]:
+    """``bits``: bit length of the number of elements, enough as the size classes begin at powers of two."""
+    size = size_class(1 << (bits - 1) if bits else 0)
+    found = row(op, family(device), str(dtype).removeprefix("torch."), size)
+    return ("reference",) if found is None else found.order
+
+
+def describe(op: str, family: str) -> list[tuple[str, tuple[str, ...], str]]:
+    """What the table says of an op on a device family: ``(where it holds, order, why)``; "" holds everywhere."""
+    groups: dict[tuple[tuple[str, ...], str], dict[str, list[str]]] = {}
+    for dtype in DTYPES:
+        for size in SIZES:
+            found = row(op, family, dtype, size)
+            key = (("reference",), UNMEASURED) if found is None else (found.order, found.evidence)
+            groups.setdefault(key, {}).setdefault(dtype, []).append(size)
+    everything = {dtype: list(SIZES) for dtype in DTYPES}
+    return [
+        ("" if where == everything else "; ".join(_where(where)), order, why)
+        for (order, why), where in groups.items()
+    ]
+
+
+def _where(where: dict[str, list[str]]) -> list[str]:
+    by_sizes: dict[tuple[str, ...], list[str]] = {}
+    for dtype, sizes in where.items():
+        by_sizes.setdefault(tuple(sizes), []).append(dtype)
+    return [
+        f"{', '.join(dtypes)}{'' if sizes == tuple(SIZES) else ' ' + ', '.join(sizes)}"
+        for sizes, dtypes in by_sizes.items()
+    ]

@@ -1,0 +1,98 @@
+"""The table of defaults says what its results files say, and a call gets what the table says."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cpl_kernels import backends, dispatch
+
+ROOT = Path(__file__).resolve().parents[2]
+# A measured ratio to the next in order that still counts as not slower: the spread of repeated runs.
+SPREAD = 1.05
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dispatch.Row]]:
+    """A table to fill in, in place of the real one."""
+    rows: list[dispatch.Row] = []
+    monkeypatch.setattr(dispatch, "TABLE", rows)
+    for cached in (dispatch.row, dispatch._order):
+        cached.cache_clear()
+    yield rows
+    for cached in (dispatch.row, dispatch._order):
+        cached.cache_clear()
+
+
+def measured(row: dispatch.Row, dtype: str, size: str) -> dict[str, float]:
+    """Backend -> time against the reference, as the cited file has it."""
+    result = json.loads((ROOT / row.evidence).read_text())
+    assert result["family"] == row.family
+    found = [c for c in result["cases"] if (c["op"], c["dtype"], c["size"]) == (row.op, dtype, size)]
+    assert len(found) == 1, f"{row.evidence} has {len(found)} cases for {row.op} {dtype} {size}"
+    return {name: figures["against_reference"] for name, figures in found[0]["backends"].items()}
+
+
+@pytest.mark.parametrize("row", dispatch.TABLE, ids=lambda row: f"{row.op}-{row.family}")
+def test_rows_order_backends_as_they_were_measured(row: dispatch.Row) -> None:
+    assert row.op in backends.OPS
+    assert row.order[-1] == "reference", "what serves every call comes last"
+    for dtype in row.dtypes:
+        for size in row.sizes:
+            ratios = measured(row, dtype, size)
+            taken = [ratios[name] for name in row.order]
+            for faster, slower in itertools.pairwise(taken):
+                assert faster <= slower * SPREAD, f"{row.op} {dtype} {size}: {ratios}, order {row.order}"
+
+
+def test_no_two_rows_hold_for_one_call() -> None:
+    seen = set()
+    for row in dispatch.TABLE:
+        for dtype in row.dtypes:
+            assert dtype in dispatch.DTYPES
+            for size in row.sizes:
+                assert size in dispatch.SIZES
+                key = (row.op, row.family, dtype, size)
+                assert key not in seen
+                seen.add(key)
+
+
+def test_size_classes() -> None:
+    sizes = [dispatch.size_class(n) for n in (0, 1, 2**14 - 1, 2**14, 2**20 - 1, 2**20, 2**40)]
+    assert sizes == ["small", "small", "small", "medium", "medium", "large", "large"]
+
+
+def test_a_call_gets_the_row_of_its_dtype_and_size(table: list[dispatch.Row]) -> None:
+    table.append(
+        dispatch.Row("layer_norm2d", "cpu", ("float32",), ("medium",), ("native", "reference"), "file")
+    )
+    small, medium, large = (torch.empty(n) for n in (2**14 - 1, 2**14, 2**20))
+    assert dispatch.order("layer_norm2d", (medium,)) == ("native", "reference")
+    assert dispatch.order("layer_norm2d", (small, medium)) == ("native", "reference"), (
+        "the largest tensor counts"
+    )
+    for other in (small, large, medium.double(), medium.bfloat16()):
+        assert dispatch.order("layer_norm2d", (other,)) == ("reference",)
+    assert dispatch.order("route_topk", (medium,)) == ("reference",)
+    assert dispatch.order("layer_norm2d", (torch.empty(0),)) == ("reference",)
+
+
+def test_show_config_says_where_a_row_holds_and_what_is_unmeasured(table: list[dispatch.Row]) -> None:
+    table.append(
+        dispatch.Row("layer_norm2d", "cpu", ("float32",), ("medium", "large"), ("reference",), "a.json")
+    )
+    line = backends.config()["ops"]["layer_norm2d"]["cpu"]
+    assert "reference for float32 medium, large (a.json)" in line
+    assert f"reference for float32 small; bfloat16, float16, float64 ({dispatch.UNMEASURED})" in line
+    assert line.endswith("by name: native, triton, cuda")
+
+
+def test_devices_are_told_apart_by_family() -> None:
+    assert dispatch.family(torch.device("cpu")) == "cpu"
+    if not torch.cuda.is_available():
+        assert dispatch.family(torch.device("cuda")) == "cuda"
