@@ -3,6 +3,13 @@
 A program holds a tile of all channels by BLOCK_P pixels, so the image is read once. The backward's
 programs are persistent: each walks its tiles in order and leaves one row of dweight and dbias, and
 the rows are added up in order afterwards. No atomics, the same bits every time.
+
+What is launched, in every op's triton.py, is said by ``forward`` and ``backward`` alone. A kernel stands
+in the module, is called ``<name>_kernel`` and is launched as ``<name>_kernel[grid](...)``, with blocks and
+warps that follow from shapes, dtypes and strides: never from values, nor from the GPU at hand. So both
+functions also run on meta tensors, where tests/kernels/triton_aot.py takes each launch down and compiles
+just that for GPUs that are not there; tests/kernels/<op>/limits.py says for which calls, and what a kernel
+may take.
 """
 
 from __future__ import annotations
@@ -14,13 +21,16 @@ from torch import Tensor
 
 from cpl_kernels import layout
 
-# Eight warps keep 32 elements of a tile in a thread forward, 16 of two tiles backward: the largest that
-# ptxas fits for sm_90 without spilling, from 64 to 1024 channels (four warps spill at 1024).
-_WARPS = 8
+# Sixteen warps (the most that AMD has in a program) keep 16 elements of a tile in a thread forward, 8 of two
+# tiles backward, 4 from 1024 channels on. Each element's 64-bit address in three images stays in registers too:
+# with eight warps, and so twice the elements, some channel counts spill. None of this was timed on a GPU.
+_WARPS = 16
 _FORWARD_ELEMENTS = 8192
 _BACKWARD_ELEMENTS = 4096
+_BACKWARD_ELEMENTS_WIDE = 2048
+_WIDE = 1024  # channels, rounded up to a power of two
 _MAX_PIXELS = 128  # longer rows bring no wider loads
-_MAX_CHANNELS = 4096  # above this a tile of one pixel row no longer fits
+_MAX_CHANNELS = 2048  # at 4096 the backward spills with a tile of a single pixel
 _MAX_ROWS = 528  # persistent programs: four for each of 132 multiprocessors
 
 
@@ -94,12 +104,12 @@ def backward_kernel(
         )
         up = tl.load(dy + batch * dy_batch + channel * dy_channel + pixel * dy_pixel, inside, 0.0)
         up = up.to(tl.float32)
-        h = tl.where(inside, (value - mu) * r, 0.0)
-        normalised = h if CENTER else value * r
+        # Outside the tile up is 0, so what else stands there enters no sum.
+        normalised = ((value - mu) if CENTER else value) * r
         dweight += tl.sum(up * normalised, 1)
         dbias += tl.sum(up, 1)
         g = up * w
-        out = g - h * (tl.sum(g * normalised, 0) / channels)[None, :]
+        out = g - (value - mu) * r * (tl.sum(g * normalised, 0) / channels)[None, :]
         if CENTER:
             out -= (tl.sum(g, 0) / channels)[None, :]
         out *= r
@@ -111,9 +121,11 @@ def backward_kernel(
     tl.store(row_start + channels + c, dbias, c < channels)
 
 
-def _blocks(x: Tensor, elements: int) -> dict[str, int]:
+def _blocks(x: Tensor, elements: int, elements_wide: int) -> dict[str, int]:
     _, channels, height, width = x.shape
     block_c = triton.next_power_of_2(channels)
+    if block_c >= _WIDE:
+        elements = elements_wide
     block_p = max(1, min(elements // block_c, _MAX_PIXELS, triton.next_power_of_2(height * width)))
     return {"BLOCK_C": block_c, "BLOCK_P": block_p}
 
@@ -131,7 +143,7 @@ def forward(
     mean = torch.empty((batch, height, width), dtype=torch.float32, device=x.device)
     rstd = torch.empty_like(mean)
     if x.numel():
-        blocks = _blocks(x, _FORWARD_ELEMENTS)
+        blocks = _blocks(x, _FORWARD_ELEMENTS, _FORWARD_ELEMENTS)
         grid = (batch * triton.cdiv(height * width, blocks["BLOCK_P"]),)
         forward_kernel[grid](
             *_strided(x), *_strided(y),
@@ -151,7 +163,7 @@ def backward(
     batch, channels, height, width = x.shape
     if not x.numel():  # a sum over nothing
         return dx, mean.new_zeros(channels), mean.new_zeros(channels)
-    blocks = _blocks(x, _BACKWARD_ELEMENTS)
+    blocks = _blocks(x, _BACKWARD_ELEMENTS, _BACKWARD_ELEMENTS_WIDE)
     tiles = batch * triton.cdiv(height * width, blocks["BLOCK_P"])
     partial = mean.new_empty(min(tiles, _MAX_ROWS), 2, channels)
     backward_kernel[(partial.shape[0],)](
