@@ -19,7 +19,7 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from cpl_kernels import backends
-from tests.kernels.harness import lay_out
+from tests.kernels.harness import DTYPES, lay_out
 
 Inputs = dict[str, Tensor]
 # How an output is compared: by the rule of harness.py, or bit for bit (indices).
@@ -87,6 +87,7 @@ class OpSpec:
             outside it for inputs treated so.
         images: whether 4-d inputs are also tried channels-last, cropped and expanded over pixels.
         wide_result: the output is float32 (float64 for float64) whatever the inputs are; else it has their dtype.
+        dtypes: in which the rule can hold: all, for an op that rounds its result once.
         float64: the backends that compute in float64; any other must refuse it, naming it.
     """
 
@@ -101,6 +102,7 @@ class OpSpec:
     autocast: Mapping[str, str] = field(default_factory=dict)
     images: bool = False
     wide_result: bool = False
+    dtypes: tuple[torch.dtype, ...] = DTYPES
     float64: tuple[str, ...] = ("reference", "native", "cuda")
 
     def result_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -124,4 +126,4 @@ def of(op: str) -> OpSpec:
 
 def everything() -> tuple[OpSpec, ...]:
     """An op without a declaration fails at collection: ModuleNotFoundError names the file."""
-    return tuple(of(o) for o in backends.OPS if o in ("layer_norm2d", "route_topk"))
+    return tuple(map(of, backends.OPS))

@@ -76,7 +76,9 @@ class Target:
         return memory.as_strided(x.shape, x.stride())
 
     def computes(self, op: OpSpec, dtype: torch.dtype) -> bool:
-        return dtype != torch.float64 or self.backend is None or self.backend in op.float64
+        return dtype in op.dtypes and (
+            dtype != torch.float64 or self.backend is None or self.backend in op.float64
+        )
 
 
 def of(op: str) -> list[Any]:
@@ -127,7 +129,7 @@ def over(
         if not keep(op, target):
             continue
         for case in cases(op) if cases else (None,):
-            for dtype in harness.DTYPES if dtypes else (None,):
+            for dtype in op.dtypes if dtypes else (None,):
                 if dtype is not None and not target.computes(op, dtype):
                     continue  # test_float64_is_served_or_refused holds the backend to what it says
                 long = target.emulated and dtype not in (None, torch.float32) and case not in op.small

@@ -9,7 +9,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.kernels import harness
 from tests.kernels.harness import beyond_int32
 from tests.kernels.spec import Case, OpSpec
 from tests.kernels.targets import Target, check, compare_results, gradients_for, layouts, over
@@ -27,7 +26,7 @@ def test_shapes_options_and_values(op: OpSpec, target: Target, case: Case, dtype
     keep=lambda op, target: target.emulated,
 )
 def test_any_order_of_threads_and_blocks(op: OpSpec, target: Target, case: Case, seed: int) -> None:
-    for dtype in (d for d in harness.DTYPES if target.computes(op, d)):
+    for dtype in (d for d in op.dtypes if target.computes(op, d)):
         check(op, case, target.in_order(seed), case.inputs(dtype), dtype)
 
 
@@ -52,7 +51,7 @@ def _far_dimensions(op: OpSpec, case: Case) -> list[tuple[str, int, bool]]:
 @over(lambda op: op.small, also=("dimension", _far_dimensions))
 def test_offsets_past_two_to_the_31(op: OpSpec, target: Target, case: Case, dimension: int) -> None:
     """Memory is promised, not allocated: a 32-bit offset would crash or read the wrong page."""
-    dtype = torch.bfloat16
+    dtype = torch.bfloat16 if torch.bfloat16 in op.dtypes else torch.float32
     inputs, limit = case.inputs(dtype), 2**40 if target.device == "cpu" else 2  # a GPU's memory is allocated
 
     def far(x: torch.Tensor, order: tuple[int, ...] | None) -> torch.Tensor:
@@ -79,7 +78,7 @@ def _random_cases(examples: int):  # type: ignore[no-untyped-def]
 
 def _check_random(op: OpSpec, target: Target, data: st.DataObject) -> None:
     case = data.draw(op.random)
-    dtype = data.draw(st.sampled_from([d for d in harness.DTYPES if target.computes(op, d)]))
+    dtype = data.draw(st.sampled_from([d for d in op.dtypes if target.computes(op, d)]))
     pair = data.draw(st.tuples(*[st.sampled_from(layouts(op))] * 2))
     inputs = case.inputs(dtype, pair[0], seed=data.draw(st.integers(0, 2**31)))
     if any(0 in x.shape for x in inputs.values()) and "expanded_pixels" in pair:

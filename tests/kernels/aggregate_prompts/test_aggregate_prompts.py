@@ -1,90 +1,16 @@
-"""aggregate_prompts against a dense mixture resized by torch, and the resize against its formula."""
+"""What is special to aggregate_prompts; tests/kernels/test_parity.py and test_contract.py have the rest."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 import cpl_kernels
 from cpl_kernels.aggregate_prompts import reference
-from tests.kernels import matrix
-from tests.kernels.matrix import Case, randn
-
-Size = tuple[int, int] | int | None
-
-
-def naive(weights: Tensor, prompts: Tensor, indices: Tensor, size: Size) -> Tensor:
-    """The dense form of PromptIR: every prompt resized, then summed with its weight (mostly 0)."""
-    dense = torch.zeros(weights.shape[0], prompts.shape[0], dtype=weights.dtype)
-    for i in range(weights.shape[1]):
-        dense = dense + F.one_hot(indices[:, i], prompts.shape[0]) * weights[:, i : i + 1]
-    resized = prompts
-    if size is not None:
-        resized = F.interpolate(prompts, size, mode="bilinear", align_corners=False)
-    return torch.einsum("bn,nchw->bchw", dense, resized)
-
-
-def case(name: str, indices: list[list[int]], prompts: tuple[int, ...], size: Size = None) -> Case:
-    chosen = torch.tensor(indices, dtype=torch.int64).reshape(len(indices), len(indices[0]) if indices else 2)
-    return Case(
-        name,
-        lambda rng: (randn(rng, *chosen.shape), randn(rng, *prompts)),
-        lambda w, p, **kwargs: cpl_kernels.aggregate_prompts(w, chosen, p, size, **kwargs),
-        lambda w, p: naive(w, p, chosen, size),
-        terms=4,
-    )
-
-
-CASES = [
-    case("one of five, no resize", [[3], [0], [3]], (5, 4, 6, 6)),
-    case("two, enlarged", [[3, 1], [0, 4]], (5, 2, 2, 3), (4, 5)),
-    case("all five", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]], (5, 2, 4, 4), 8),
-    case("reduced, thin", [[1, 0], [0, 1]], (2, 3, 8, 8), (1, 3)),
-    case("one row only", [[1, 0]], (2, 3, 5, 7), (11, 7)),
-    case("twice in a row", [[2, 2, 0], [1, 1, 1]], (3, 2, 4, 4), 5),
-    case("one pixel", [[0], [1]], (2, 3, 1, 1), (3, 2)),
-    case("beyond a tile", [[1], [0]], (2, 2, 16, 16), (33, 65)),
-    case("no images", [], (5, 2, 4, 4), (6, 6)),
-]
-SMALL = [CASES[1], CASES[5]]
-
-
-@matrix.of(CASES)
-@pytest.mark.parametrize("dtype", matrix.DTYPES, ids=str)
-def test_parity(case: Case, dtype: torch.dtype) -> None:
-    matrix.check_parity(case, dtype)
-
-
-@matrix.of(SMALL)
-@pytest.mark.parametrize("layout", matrix.LAYOUTS)
-@pytest.mark.parametrize("dy_layout", matrix.LAYOUTS)
-def test_strides(case: Case, layout: str, dy_layout: str) -> None:
-    matrix.check_parity(case, torch.float32, layout, dy_layout)
-
-
-@matrix.of(SMALL)
-def test_matrix(case: Case) -> None:
-    matrix.check_gradients(case)
-    matrix.check_subsets_agree(case)
-    matrix.check_repeats_bitwise(case)
-    matrix.check_compiles(case)
-    matrix.check_no_second_derivative(case)
-
-
-@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
-def test_opcheck(wanted: tuple[bool, bool]) -> None:
-    weights, prompts = (
-        torch.randn(3, 2, requires_grad=wanted[0]),
-        torch.randn(5, 2, 3, 3, requires_grad=wanted[1]),
-    )
-    indices = torch.tensor([[0, 1], [4, 4], [2, 0]])
-    args = (weights, indices, prompts, 4, 5, "reference")
-    torch.library.opcheck(torch.ops.cpl_kernels.aggregate_prompts.default, args)
+from tests.kernels.aggregate_prompts.spec import naive
 
 
 @pytest.mark.parametrize(
@@ -127,12 +53,8 @@ def test_mixed_dtypes(weights: torch.dtype, prompts: torch.dtype) -> None:
     y = cpl_kernels.aggregate_prompts(w, torch.tensor([[0, 3], [1, 0]]), p, 4)
     y.sum().backward()
     assert (y.dtype, w.grad.dtype, p.grad.dtype) == (prompts, weights, prompts)
-    expected = naive(w.double(), p.double(), torch.tensor([[0, 3], [1, 0]]), (4, 4))
+    expected = naive(w.double(), torch.tensor([[0, 3], [1, 0]]), p.double(), (4, 4))
     torch.testing.assert_close(y.double(), expected, rtol=0.01, atol=0.01)
-
-
-def test_autocast_changes_nothing() -> None:
-    matrix.check_under_autocast(CASES[1], expected=torch.float32)
 
 
 @pytest.mark.parametrize("bad", [-1, 5, 2**40])
@@ -159,34 +81,3 @@ def test_nan_prompt_stays_where_it_is_used() -> None:
     y = cpl_kernels.aggregate_prompts(torch.ones(2, 1), torch.tensor([[0], [1]]), prompts)
     assert not y[0].isnan().any()
     assert y[1].isnan().all()
-
-
-W, CHOSEN, P = torch.ones(2, 1), torch.zeros(2, 1).long(), torch.ones(5, 3, 4, 4)
-aggregate = cpl_kernels.aggregate_prompts
-BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
-    "weights rank": (lambda: aggregate(W[0], CHOSEN, P), ValueError, r"weights must be \[B, k\].*\(1,\)"),
-    "weights dtype": (lambda: aggregate(W.int(), CHOSEN, P), TypeError, "weights.*int32"),
-    "indices dtype": (
-        lambda: aggregate(W, CHOSEN.int(), P),
-        TypeError,
-        "indices must be int64, got torch.int32",
-    ),
-    "indices shape": (lambda: aggregate(W, CHOSEN[:1], P), ValueError, r"indices.*\(2, 1\).*\(1, 1\)"),
-    "indices list": (lambda: aggregate(W, [[0], [0]], P), TypeError, "indices.*list"),
-    "prompts rank": (lambda: aggregate(W, CHOSEN, P[None]), ValueError, r"prompts.*\(1, 5, 3, 4, 4\)"),
-    "prompts dtype": (lambda: aggregate(W, CHOSEN, P.long()), TypeError, "prompts.*int64"),
-    "no prompts": (lambda: aggregate(W, CHOSEN, P[:0]), ValueError, r"prompts.*\(0, 3, 4, 4\)"),
-    "no pixels": (lambda: aggregate(W, CHOSEN, P[..., :0]), ValueError, r"prompts.*\(5, 3, 4, 0\)"),
-    "device": (lambda: aggregate(W, CHOSEN, P.to("meta")), ValueError, "prompts is on meta"),
-    "size 0": (lambda: aggregate(W, CHOSEN, P, (0, 3)), ValueError, r"size.*\(0, 3\)"),
-    "size of 3": (lambda: aggregate(W, CHOSEN, P, (1, 2, 3)), ValueError, r"size.*\(1, 2, 3\)"),
-    "size float": (lambda: aggregate(W, CHOSEN, P, (1.5, 2)), ValueError, r"size.*\(1.5, 2\)"),
-    "backend": (lambda: aggregate(W, CHOSEN, P, backend="cuda"), RuntimeError, "aggregate_prompts.*'cuda'"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named(name: str) -> None:
-    call, error, message = BAD[name]
-    with pytest.raises(error, match=message):
-        call()

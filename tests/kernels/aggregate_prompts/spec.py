@@ -1,0 +1,122 @@
+"""What the matrix needs to know of aggregate_prompts."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+import cpl_kernels
+from tests.kernels.spec import Bad, Case, Inputs, OpSpec, randn
+
+Size = tuple[int, int] | int | None
+
+
+def naive(weights: Tensor, indices: Tensor, prompts: Tensor, size: Size) -> Tensor:
+    """The dense form of PromptIR: every prompt resized, then summed with its weight (mostly 0)."""
+    dense = torch.zeros(weights.shape[0], prompts.shape[0], dtype=weights.dtype)
+    for i in range(weights.shape[1]):
+        dense = dense + F.one_hot(indices[:, i], prompts.shape[0]) * weights[:, i : i + 1]
+    resized = prompts
+    if size is not None:
+        resized = F.interpolate(prompts, size, mode="bilinear", align_corners=False)
+    return torch.einsum("bn,nchw->bchw", dense, resized)
+
+
+def case(
+    name: str, why: str, indices: list[list[int]], prompts: tuple[int, ...], size: Size = None, k: int = 2
+) -> Case:
+    """``k`` is for no rows at all."""
+
+    def make(rng: torch.Generator) -> Inputs:
+        chosen = torch.tensor(indices, dtype=torch.int64).reshape(
+            len(indices), len(indices[0]) if indices else k
+        )
+        return {"weights": randn(rng, *chosen.shape), "indices": chosen, "prompts": randn(rng, *prompts)}
+
+    call, plain = partial(cpl_kernels.aggregate_prompts, size=size), partial(naive, size=size)
+    return Case(name, why, make, call, plain, terms=4)
+
+
+def cycled(batch: int, k: int, prompts: int, step: int = 1) -> list[list[int]]:
+    return [[(i * k + j * step) % prompts for j in range(k)] for i in range(batch)]
+
+
+def _random(batch: int, k: int, prompts: tuple[int, int, int, int], step: int, size: Size) -> Case:
+    return case("random", "any shape", cycled(batch, k, prompts[0], step), prompts, size, k)
+
+
+W, CHOSEN, P = torch.ones(2, 1), torch.zeros(2, 1).long(), torch.ones(5, 3, 4, 4)
+call = cpl_kernels.aggregate_prompts
+
+SPEC = OpSpec(
+    name="aggregate_prompts",
+    cases=(
+        case(
+            "one of five",
+            "the published choice, no resize; one prompt for two images",
+            [[3], [0], [3]],
+            (5, 4, 6, 6),
+        ),
+        case("all five", "PromptIR, enlarged", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]], (5, 2, 4, 4), 8),
+        case(
+            "reduced",
+            "rows between which pixels are passed over; thin",
+            [[1, 0], [0, 1]],
+            (2, 3, 8, 8),
+            (1, 3),
+        ),
+        case("one image", "a batch of one, only rows resized", [[1, 0]], (2, 3, 5, 7), (11, 7)),
+        case("pixel", "a prompt of one pixel is constant", [[0], [1]], (2, 3, 1, 1), (3, 2)),
+        case(
+            "beyond", "one row and pixel more than tiles of 32 and 64", [[1], [0]], (2, 2, 16, 16), (33, 65)
+        ),
+        case("unused", "prompts that nobody chose get exact zeros", cycled(7, 2, 3), (9, 2, 5, 5), 7),
+        case("no images", "sums over nothing", [], (5, 2, 4, 4), (6, 6)),
+    ),
+    small=(
+        case(
+            "enlarged",
+            "two of five, no two dimensions of equal size",
+            [[3, 1], [0, 4], [1, 2]],
+            (5, 2, 3, 4),
+            (6, 7),
+        ),
+        case("twice in a row", "weights of one index add up", [[2, 2, 0], [1, 1, 1]], (3, 2, 4, 4), 5),
+        case("same size", "the path without a resize", [[2, 0], [1, 3]], (4, 3, 1, 5)),
+    ),
+    large=case("large", "more rows and pixels than a thread takes", cycled(8, 2, 5), (5, 16, 32, 32), 48),
+    random=st.builds(
+        _random,
+        st.integers(0, 5),
+        st.integers(1, 5),
+        st.tuples(st.integers(1, 9), st.integers(1, 5), st.integers(1, 12), st.integers(1, 12)),
+        st.integers(0, 3),
+        st.none() | st.tuples(st.integers(1, 20), st.integers(1, 40)),
+    ),
+    differentiable=("weights", "prompts"),
+    images=True,
+    bad={
+        "weights rank": Bad(lambda: call(W[0], CHOSEN, P), ValueError, r"weights must be \[B, k\].*\(1,\)"),
+        "weights dtype": Bad(lambda: call(W.int(), CHOSEN, P), TypeError, "weights.*int32"),
+        "indices dtype": Bad(
+            lambda: call(W, CHOSEN.int(), P), TypeError, "indices must be int64, got torch.int32"
+        ),
+        "indices shape": Bad(lambda: call(W, CHOSEN[:1], P), ValueError, r"indices.*\(2, 1\).*\(1, 1\)"),
+        "indices list": Bad(lambda: call(W, [[0], [0]], P), TypeError, "indices.*list"),  # type: ignore[arg-type]
+        "index 5": Bad(lambda: call(W, CHOSEN + 5, P), ValueError, "from 0 to N-1 = 4, got 5"),
+        "index -1": Bad(lambda: call(W, CHOSEN - 1, P), ValueError, "from 0 to N-1 = 4, got -1"),
+        "prompts rank": Bad(lambda: call(W, CHOSEN, P[None]), ValueError, r"prompts.*\(1, 5, 3, 4, 4\)"),
+        "prompts dtype": Bad(lambda: call(W, CHOSEN, P.long()), TypeError, "prompts.*int64"),
+        "no prompts": Bad(lambda: call(W, CHOSEN, P[:0]), ValueError, r"prompts.*\(0, 3, 4, 4\)"),
+        "no pixels": Bad(lambda: call(W, CHOSEN, P[..., :0]), ValueError, r"prompts.*\(5, 3, 4, 0\)"),
+        "device": Bad(lambda: call(W, CHOSEN, P.to("meta")), ValueError, "prompts is on meta"),
+        "size 0": Bad(lambda: call(W, CHOSEN, P, (0, 3)), ValueError, r"size.*\(0, 3\)"),
+        "size of 3": Bad(lambda: call(W, CHOSEN, P, (1, 2, 3)), ValueError, r"size.*\(1, 2, 3\)"),
+        "size float": Bad(lambda: call(W, CHOSEN, P, (1.5, 2)), ValueError, r"size.*\(1.5, 2\)"),  # type: ignore[arg-type]
+        "backend": Bad(lambda: call(W, CHOSEN, P, backend="fast"), ValueError, "'reference'.*'fast'"),
+    },
+)

@@ -1,0 +1,93 @@
+"""What the matrix needs to know of channel_attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+import cpl_kernels
+from tests.kernels.spec import CAST, Bad, Case, OpSpec, randn
+
+
+def naive(qkv: Tensor, temperature: Tensor) -> Tensor:
+    """Restormer's formula with F.normalize and einsum."""
+    heads = temperature.shape[0]
+    batch, channels, height, width = qkv.shape
+    parts = qkv.reshape(batch, 3, heads, channels // (3 * heads), height * width).unbind(1)
+    q, k = (F.normalize(x, dim=-1) for x in parts[:2])
+    attention = (torch.einsum("bhip,bhjp->bhij", q, k) * temperature).softmax(-1)
+    return torch.einsum("bhij,bhjp->bhip", attention, parts[2]).reshape(batch, channels // 3, height, width)
+
+
+def case(
+    name: str, why: str, heads: int, shape: Sequence[int], temperature: float = 1.0, scale: float = 1.0
+) -> Case:
+    return Case(
+        name,
+        why,
+        lambda rng: {
+            "qkv": scale * randn(rng, *shape),
+            "temperature": temperature * (1 + 0.5 * randn(rng, heads, 1, 1)),
+        },
+        cpl_kernels.channel_attention,
+        naive,
+        terms=8,
+        # One channel or pixel per head: the softmax's gradient cancels to 0, its terms do not.
+        floor=0.1,
+    )
+
+
+def _random(heads: int, each: int, shape: tuple[int, int, int]) -> Case:
+    return case("random", "any shape", heads, (shape[0], 3 * heads * each, *shape[1:]))
+
+
+X, T = torch.zeros(2, 12, 4, 4), torch.ones(2, 1, 1)
+call = cpl_kernels.channel_attention
+
+SPEC = OpSpec(
+    name="channel_attention",
+    cases=(
+        case("model", "its first level, cut down", 1, (1, 3 * 48, 8, 8)),
+        case("heads", "several, odd sizes", 4, (2, 3 * 12, 5, 7)),
+        case("one channel per head", "attention is 1", 3, (2, 9, 4, 3)),
+        case("pixel", "cosines are 1 or -1", 2, (2, 12, 1, 1)),
+        case("beyond", "one pixel beyond a tile of 128, odd channels", 2, (1, 6 * 11, 1, 129)),
+        case("sharp", "one attention has nearly all", 2, (2, 12, 4, 4), temperature=30.0),
+        case("large values", "their squares end fp16", 2, (2, 12, 4, 4), scale=1e3),
+        case("no images", "sums over nothing", 2, (0, 12, 3, 3)),
+        case("no pixels", "sums over nothing", 2, (2, 12, 0, 3)),
+    ),
+    small=(case("small", "no two dimensions of equal size", 2, (2, 12, 3, 5)),),
+    large=case("large", "more heads and images than threads", 4, (3, 3 * 4 * 8, 20, 33)),
+    random=st.builds(
+        _random,
+        st.integers(1, 4),
+        st.integers(1, 9),
+        st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(0, 20)),
+    ),
+    differentiable=("qkv", "temperature"),
+    autocast={"qkv": CAST},
+    images=True,
+    bad={
+        "rank": Bad(lambda: call(X[0], T), ValueError, r"\[B, 3C, H, W\].*\(12, 4, 4\)"),
+        "dtype": Bad(lambda: call(X.long(), T), TypeError, "qkv.*int64"),
+        "heads": Bad(
+            lambda: call(X, torch.ones(3, 1, 1)), ValueError, r"divisible by the 3 heads.*multiple of 9"
+        ),
+        "not 3C": Bad(lambda: call(X[:, :10], T), ValueError, "10 is no positive multiple of 6"),
+        "no channels": Bad(lambda: call(X[:, :0], T), ValueError, "0 is no positive multiple"),
+        "no heads": Bad(lambda: call(X, T[:0]), ValueError, "at least one head"),
+        "temperature shape": Bad(
+            lambda: call(X, torch.ones(2, 2, 1)), ValueError, r"\(2, 1, 1\).*\(2, 2, 1\)"
+        ),
+        "temperature rank": Bad(lambda: call(X, torch.ones(2)), ValueError, r"\[heads, 1, 1\].*\(2,\)"),
+        "temperature dtype": Bad(lambda: call(X, T.int()), TypeError, "temperature.*int32"),
+        "temperature number": Bad(lambda: call(X, 1.0), TypeError, "temperature.*float"),  # type: ignore[arg-type]
+        "device": Bad(lambda: call(X, T.to("meta")), ValueError, "temperature is on meta"),
+        "backend": Bad(lambda: call(X, T, backend="fast"), ValueError, "'reference'.*'fast'"),
+    },
+)

@@ -1,0 +1,93 @@
+"""What the matrix needs to know of sparse_prompt."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+import cpl_kernels
+from tests.kernels.route_topk.spec import distinct
+from tests.kernels.spec import WIDEN, Bad, Case, OpSpec, randn
+
+Size = tuple[int, int] | None
+
+
+def naive(logits: Tensor, prompts: Tensor, k: int, size: Size, normalize: str) -> Tensor:
+    """PromptIR's dense formula with all but the k largest weights cut."""
+    p = logits.softmax(1)
+    p = torch.where(logits >= logits.topk(k, dim=1).values[:, -1:], p, 0)
+    if normalize == "topk":
+        p = p / p.sum(1, keepdim=True)
+    y = torch.einsum("bn,nchw->bchw", p.to(prompts.dtype), prompts)
+    return y if size is None else F.interpolate(y, size, mode="bilinear", align_corners=False)
+
+
+def case(
+    name: str,
+    why: str,
+    batch: int,
+    prompts: tuple[int, ...],
+    k: int,
+    size: Size = None,
+    normalize: str = "none",
+) -> Case:
+    options = {"k": k, "size": size, "normalize": normalize}
+    return Case(
+        name,
+        why,
+        lambda rng: {"logits": distinct(rng, (batch, prompts[0])), "prompts": randn(rng, *prompts)},
+        partial(cpl_kernels.sparse_prompt, **options),
+        partial(naive, **options),
+        terms=8,
+        floor=0.1,  # one weight of 1: the gradient of the logits cancels to 0
+    )
+
+
+def _random(batch: int, prompts: tuple[int, int, int, int], k: int, size: Size, normalize: str) -> Case:
+    return case("random", "any shape and option", batch, prompts, 1 + k % prompts[0], size, normalize)
+
+
+L, P = torch.zeros(2, 5), torch.ones(5, 3, 4, 4)
+call = cpl_kernels.sparse_prompt
+
+SPEC = OpSpec(
+    name="sparse_prompt",
+    cases=(
+        case("model", "the published choice", 2, (5, 4, 6, 6), 1),
+        case("dense", "PromptIR", 2, (5, 2, 4, 4), 5, (8, 8)),
+        case("no images", "sums over nothing", 0, (5, 2, 4, 4), 1, (8, 8)),
+    ),
+    small=(
+        case("two, resized", "no two dimensions of equal size", 3, (5, 2, 3, 4), 2, (6, 7)),
+        case("renormalised", "the other formula, no resize", 2, (6, 1, 2, 3), 3, None, "topk"),
+    ),
+    large=case("large", "more rows and pixels than a thread takes", 8, (5, 16, 32, 32), 2, (48, 48)),
+    random=st.builds(
+        _random,
+        st.integers(0, 5),
+        st.tuples(st.integers(1, 9), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)),
+        st.integers(0, 9),
+        st.none() | st.tuples(st.integers(1, 20), st.integers(1, 20)),
+        st.sampled_from(["none", "topk"]),
+    ),
+    differentiable=("logits", "prompts"),
+    autocast={"logits": WIDEN},
+    images=True,
+    # In 16 bits the weights are rounded between the two calls; test_is_the_two_calls has the bits.
+    dtypes=(torch.float32, torch.float64),
+    bad={
+        "number of prompts": Bad(lambda: call(L, P[:4], 1), ValueError, "N = 5 prompts.*holds 4"),
+        "logits rank": Bad(lambda: call(L[0], P, 1), ValueError, r"logits must be \[B, N\]"),
+        "prompts rank": Bad(lambda: call(L, P[0], 1), ValueError, r"prompts.*\(3, 4, 4\)"),
+        "logits list": Bad(lambda: call([0.0], P, 1), TypeError, "logits.*list"),  # type: ignore[arg-type]
+        "k": Bad(lambda: call(L, P, 6), ValueError, "k must be from 1 to N = 5"),
+        "normalize": Bad(lambda: call(L, P, 1, None, "l1"), ValueError, "got 'l1'"),
+        "size": Bad(lambda: call(L, P, 1, (0, 1)), ValueError, r"size.*\(0, 1\)"),
+        "NaN": Bad(lambda: call(L / 0, P, 1), ValueError, "no softmax in row 0"),
+        "backend": Bad(lambda: call(L, P, 1, backend="fast"), ValueError, "'reference'.*'fast'"),
+    },
+)
