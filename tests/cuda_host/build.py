@@ -51,8 +51,8 @@ def executable(sources: Iterable[Path]) -> Path:
     everything = [*RUNTIME, *sources]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(_object, everything))
-    target = CACHE / _digest(b"link", *(str(o).encode() for o in objects), *(flag.encode() for flag in LINK))
-    return _made(target, ["g++", *LINK, *map(str, objects)])
+    target = CACHE / digest(b"link", *(str(o).encode() for o in objects), *(flag.encode() for flag in LINK))
+    return made(target, ["g++", *LINK, *map(str, objects)])
 
 
 def op(name: str) -> Path:
@@ -67,16 +67,16 @@ def _object(source: Path) -> Path:
     headers = [*HERE.rglob("*.h"), *(CSRC / "common").glob("*.h"), *ops]
     read = [source, *sorted(set(headers))]
     contents = [part for path in read for part in (str(path).encode(), path.read_bytes())]
-    digest = _digest(_compiler(), *(flag.encode() for flag in COMPILE), *contents)
-    return _made(CACHE / f"{digest}.o", ["g++", *COMPILE, "-x", "c++", "-c", str(source)])
+    name = digest(compiler(), *(flag.encode() for flag in COMPILE), *contents)
+    return made(CACHE / f"{name}.o", ["g++", *COMPILE, "-x", "c++", "-c", str(source)])
 
 
-def _made(target: Path, command: Sequence[str]) -> Path:
+def made(target: Path, command: Sequence[str]) -> Path:
     """``target``, made by ``command -o`` unless it is there; whole or not at all, whoever else makes it."""
     if target.exists():
         return target
-    CACHE.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=CACHE, suffix=".part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".part")
     os.close(handle)
     try:
         made = subprocess.run([*command, "-o", temporary], capture_output=True, text=True)
@@ -91,11 +91,11 @@ def _made(target: Path, command: Sequence[str]) -> Path:
 
 
 @functools.cache
-def _compiler() -> bytes:
+def compiler() -> bytes:
     return subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout
 
 
-def _digest(*parts: bytes) -> str:
+def digest(*parts: bytes) -> str:
     total = hashlib.sha256()
     for part in parts:
         total.update(len(part).to_bytes(8, "little") + part)

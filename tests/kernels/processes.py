@@ -1,0 +1,39 @@
+"""The matrix in a process of its own, for what is fixed when a process starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+from tests.cuda_host.build import ROOT
+
+MATRIX = ("tests/kernels/test_parity.py", "tests/kernels/test_contract.py")
+# The values that the C++ kernels have a path of their own for, and 1, 2 and 3 threads; not what torch does around them.
+SHORT = "native and (test_shapes or test_strides or threads or past_two)"
+# Everything of the native backend but what compiles: the same Python whatever the core.
+LONG = "native and not compiles"
+
+
+def run_matrix(
+    selection: str, *options: str, timeout: int = 600, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """pytest on the part of the matrix that ``-k selection`` names; at least some of it must be there to run."""
+    # Python's streams only are captured: what a sanitizer writes before it ends the process must get out.
+    pytest = [sys.executable, "-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*pytest, *options, "-k", selection, *MATRIX],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed, done.stdout
+    assert int(passed[1]) > 20, f"only {passed[1]} tests: the selection {selection!r} is stale"
+    assert "skipped" not in done.stdout.splitlines()[-1], done.stdout
+    return done

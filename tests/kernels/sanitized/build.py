@@ -1,0 +1,87 @@
+"""Builds the C++ CPU kernels a second time, under AddressSanitizer and UBSan, once per content.
+
+The module lands in build/sanitized; plugin.py puts it in the place of cpl_kernels._core. The flags that
+matter to what the code means are those of csrc/CMakeLists.txt.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.cuda_host import build
+from tests.cuda_host.build import CSRC, ROOT, compiler, digest, made
+
+CACHE = ROOT / "build" / "sanitized"
+PLANTED = Path(__file__).parent / "planted.cpp"
+# Without bounds-strict: CPython declares the last member of a tuple as an array of one.
+SANITIZE = "-fsanitize=address,undefined,float-cast-overflow"
+COMPILE = (
+    *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-omit-frame-pointer", "-fopenmp"),
+    *("-fno-math-errno", "-fno-trapping-math", SANITIZE, "-fno-sanitize-recover=all", f"-I{CSRC}"),
+)
+LINK = ("-shared", "-fopenmp", "-fsanitize=address,undefined")
+ISAS = {
+    "baseline": (),
+    "avx2": ("-mavx2", "-mfma", "-mf16c"),
+    "avx512": (
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
+        "-mprefer-vector-width=512",
+    ),
+}
+
+
+@functools.cache
+def why_not() -> str | None:
+    """Why the core cannot be built so on this machine, or None."""
+    if build.why_not() is not None:
+        return build.why_not()
+    if os.uname().machine != "x86_64":
+        return "the sanitised build knows the instruction sets of x86-64 only"
+    return None if runtime().exists() else "g++ has no shared AddressSanitizer runtime"
+
+
+@functools.cache
+def runtime() -> Path:
+    """What must be loaded before Python: the sanitizer takes malloc's place, torch's included."""
+    command = ["g++", "-print-file-name=libasan.so"]
+    return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+
+
+def core() -> Path:
+    """The module, with every op and instruction set of the real one, without CUDA."""
+    import pybind11
+
+    bindings = (
+        f"-I{pybind11.get_include()}",
+        f"-I{sysconfig.get_paths()['include']}",
+        "-DCPL_X86_VARIANTS",
+    )
+    jobs = [(CSRC / "module.cpp", bindings), (CSRC / "common" / "isa.cpp", ("-DCPL_X86_VARIANTS",))]
+    for source in sorted(CSRC.glob("*/cpu.cpp")):
+        jobs += [(source, (f"-DCPL_ISA={isa}", *flags)) for isa, flags in ISAS.items()]
+    return _linked("_core", jobs)
+
+
+def planted() -> Path:
+    return _linked("planted", [(PLANTED, ("-fvisibility=default",))])
+
+
+def _linked(name: str, jobs: list[tuple[Path, tuple[str, ...]]]) -> Path:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda job: _object(*job), jobs))
+    key = digest(*(str(o).encode() for o in objects), *(flag.encode() for flag in LINK))
+    return made(CACHE / f"{name}-{key}.so", ["g++", *LINK, *map(str, objects)])
+
+
+def _object(source: Path, flags: tuple[str, ...]) -> Path:
+    # A kernel includes headers of csrc/common and of its own op, the module those of every op.
+    own = CSRC.rglob("*.h") if source.parent == CSRC else source.parent.glob("*.h")
+    headers = sorted({*CSRC.glob("common/*.h"), *own})
+    contents = [part for path in (source, *headers) for part in (str(path).encode(), path.read_bytes())]
+    key = digest(compiler(), *(flag.encode() for flag in (*COMPILE, *flags)), *contents)
+    return made(CACHE / f"{key}.o", ["g++", *COMPILE, *flags, "-c", str(source)])

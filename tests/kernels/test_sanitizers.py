@@ -1,0 +1,80 @@
+"""The C++ CPU kernels under AddressSanitizer and UBSan, fed by the matrix.
+
+The sanitizer's runtime is loaded before Python, so that torch's memory is its own: every tensor ends at
+its last byte, and a kernel that touches the next one stops the process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.kernels.processes import LONG, SHORT, run_matrix
+from tests.kernels.sanitized import build
+
+pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=f"{build.why_not()}")
+
+
+def environment() -> dict[str, str]:
+    return {
+        "LD_PRELOAD": str(build.runtime()),
+        # No leak check: CPython keeps what it has. No check that Python and torch match in new and delete.
+        "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "OMP_NUM_THREADS": "2",
+    }
+
+
+def sanitised() -> tuple[str, ...]:
+    return ("-p", "tests.kernels.sanitized.plugin")
+
+
+CALL = """
+import ctypes, sys, torch
+library, function = ctypes.CDLL(sys.argv[1]), sys.argv[2]
+values = torch.ones(1003)
+getattr(library, function)(ctypes.c_void_p(values.data_ptr()), ctypes.c_int64(values.numel()))
+print("survived", float(values.sum()))
+"""
+
+
+def call_planted(function: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CALL, str(build.planted()), function]
+    env = {**os.environ, **environment()}
+    return subprocess.run(command, capture_output=True, text=True, env=env, errors="replace", timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("function", "report"),
+    [
+        ("write_one_past", "heap-buffer-overflow"),
+        ("read_one_past", "heap-buffer-overflow"),
+        ("read_one_before", "heap-buffer-overflow"),
+        ("offset_overflows", "signed integer overflow"),
+    ],
+)
+def test_a_planted_bug_is_caught(function: str, report: str) -> None:
+    done = call_planted(function)
+    assert done.returncode != 0
+    assert report in done.stderr
+    assert function in done.stderr, "the report names the place"
+    assert "survived" not in done.stdout
+
+
+def test_what_is_right_passes() -> None:
+    done = call_planted("add_in_bounds")
+    assert done.stdout.strip() == "survived 2006.0", done.stderr
+
+
+def test_values() -> None:
+    run_matrix(SHORT, *sanitised(), "-m", "not slow", CPL_TEST_CORE=str(build.core()), **environment())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", build.ISAS)
+def test_everything(isa: str) -> None:
+    extra = environment() | {"CPL_ISA": isa, "CPL_TEST_CORE": str(build.core())}
+    run_matrix(LONG, *sanitised(), timeout=1800, **extra)
