@@ -10,8 +10,10 @@ import sys
 from tests.cuda_host.build import ROOT
 
 MATRIX = ("tests/kernels/test_parity.py", "tests/kernels/test_contract.py")
-# The values that the C++ kernels have a path of their own for, and 1, 2 and 3 threads; not what torch does around them.
-SHORT = "native and (test_shapes or test_strides or threads or past_two)"
+# What an instruction set can change, and 1, 2 and 3 threads.
+VALUES = "native and (test_shapes or threads)"
+# What changes the addresses that a kernel touches.
+ADDRESSES = f"{VALUES} or native and (test_strides or past_two)"
 # Everything of the native backend but what compiles: the same Python whatever the core.
 LONG = "native and not compiles"
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from cpl_kernels import core
-from tests.kernels.processes import LONG, SHORT, run_matrix
+from tests.kernels.processes import LONG, VALUES, run_matrix
 
 pytestmark = pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
 ISAS = ["baseline", "avx2", "avx512"]
@@ -32,7 +32,7 @@ def test_values(isa: str) -> None:
     if core.core().isa() == isa:
         return  # the matrix of this very process runs on it
     _or_skip(isa)
-    run_matrix(SHORT, "-m", "not slow", CPL_ISA=isa)
+    run_matrix(VALUES, "-m", "not slow", CPL_ISA=isa)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from tests.kernels.processes import LONG, SHORT, run_matrix
+from tests.kernels.processes import ADDRESSES, LONG, run_matrix
 from tests.kernels.sanitized import build
 
 pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=f"{build.why_not()}")
@@ -70,7 +70,7 @@ def test_what_is_right_passes() -> None:
 
 
 def test_values() -> None:
-    run_matrix(SHORT, *sanitised(), "-m", "not slow", CPL_TEST_CORE=str(build.core()), **environment())
+    run_matrix(ADDRESSES, *sanitised(), "-m", "not slow", CPL_TEST_CORE=str(build.core()), **environment())
 
 
 @pytest.mark.slow
