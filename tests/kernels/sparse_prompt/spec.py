@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 import cpl_kernels
 from tests.kernels.route_topk.spec import distinct
-from tests.kernels.spec import WIDEN, Bad, Case, OpSpec, randn
+from tests.kernels.spec import WIDEN, Bad, Case, Inputs, OpSpec, randn
 
 Size = tuple[int, int] | None
 
@@ -24,6 +25,20 @@ def naive(logits: Tensor, prompts: Tensor, k: int, size: Size, normalize: str) -
         p = p / p.sum(1, keepdim=True)
     y = torch.einsum("bn,nchw->bchw", p.to(prompts.dtype), prompts)
     return y if size is None else F.interpolate(y, size, mode="bilinear", align_corners=False)
+
+
+def terms(inputs: Inputs, gradients: Sequence[Tensor]) -> Mapping[str, Tensor]:
+    """Magnitudes per element. No weight is above 1; the softmax's backward takes differences of dweights."""
+    dy, prompts = gradients[0].abs(), inputs["prompts"].abs().requires_grad_()
+    resized = F.interpolate(prompts, dy.shape[2:], mode="bilinear", align_corners=False)
+    (dprompts,) = torch.autograd.grad(resized, prompts, dy.sum(0).expand_as(resized))
+    resized = resized.detach()
+    dweights = torch.einsum("bchw,nchw->bn", dy, resized).amax(1, keepdim=True)
+    return {
+        "y": resized.amax(0).expand_as(dy),
+        "gradient of logits": dweights.expand_as(inputs["logits"]),
+        "gradient of prompts": dprompts,
+    }
 
 
 def case(
@@ -42,8 +57,7 @@ def case(
         lambda rng: {"logits": distinct(rng, (batch, prompts[0])), "prompts": randn(rng, *prompts)},
         partial(cpl_kernels.sparse_prompt, **options),
         partial(naive, **options),
-        terms=8,
-        floor=0.1,  # one weight of 1: the gradient of the logits cancels to 0
+        terms,
     )
 
 
