@@ -51,11 +51,14 @@ format: $(INSTALLED)  ## Format everything in place
 
 BENCHES := $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 
-bench: $(addprefix bench-,$(BENCHES))  ## Measure the kernels on this CPU
+bench: $(addprefix bench-,$(BENCHES)) bench-defaults  ## Measure the kernels on this CPU (which must be idle)
+
+bench-defaults: $(INSTALLED)
+	$(BIN)/python -m benchmarks.dispatch --out benchmarks/results/cpu_dispatch.json
 
 bench-%: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks/bench_$*.py --benchmark-json=benchmarks/results/cpu_$*.json
-	$(BIN)/python -m benchmarks.report benchmarks/results/cpu_$*.json > benchmarks/results/cpu_$*.md
+	$(BIN)/python -m benchmarks.report benchmarks/results/cpu_$*.json --chart benchmarks/results/cpu_$*.png > benchmarks/results/cpu_$*.md
 
 package: $(INSTALLED)  ## Build the sdist and, from it, the wheel; install it into an empty environment; use it
 	rm -rf dist

@@ -1,8 +1,7 @@
-"""gated_dwconv against convolution, GELU and product as separate steps. Run: make bench."""
+"""gated_dwconv against convolution, GELU and product as separate steps. Run: make bench-gated_dwconv."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,12 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cpl_kernels
-from benchmarks import harness
+from benchmarks import harness, rows
 from cpl_kernels.gated_dwconv import reference
 
-Function = Callable[[Tensor, Tensor], Tensor]
-# Twice the hidden width of the feed-forward at C = 48, 96, 192: the first three levels of the full model.
-SHAPES = [(1, 254, 128, 128), (1, 510, 64, 64), (1, 1020, 32, 32)]
+
+def ours(backend: str) -> harness.Function:
+    return lambda x, w: cpl_kernels.gated_dwconv(x, w, backend=backend)
+
+
+def definition(x: Tensor, weight: Tensor) -> Tensor:
+    return reference.gated_dwconv(x, weight, None, gelu=True)
 
 
 def steps(x: Tensor, weight: Tensor) -> Tensor:
@@ -25,31 +28,41 @@ def steps(x: Tensor, weight: Tensor) -> Tensor:
     return F.gelu(a) * gate
 
 
-IMPLEMENTATIONS: dict[str, Callable[[], Function]] = {
-    "ours (native)": lambda: lambda x, w: cpl_kernels.gated_dwconv(x, w, backend="native"),
-    "reference": lambda: lambda x, w: cpl_kernels.gated_dwconv(x, w, backend="reference"),
-    "eager": lambda: steps,
-    "torch.compile": lambda: torch.compile(steps),
-}
-
-
-@pytest.mark.parametrize("passes", harness.PASSES)
-@pytest.mark.parametrize("shape", SHAPES, ids=harness.shape_id)
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_gated_dwconv(
-    benchmark: Any, copy_bandwidth: Callable[[int], float], name: str, shape: tuple[int, ...], passes: str
-) -> None:
-    torch.manual_seed(0)
+def problem(*shape: int) -> harness.Problem:
     batch, channels, height, width = shape
-    x = torch.randn(shape, requires_grad=True)
-    weight = torch.randn(channels, 1, 3, 3, requires_grad=True)
-    leaves, dy = (x, weight), torch.randn(batch, channels // 2, height, width)
-    runs = harness.passes_of(IMPLEMENTATIONS[name](), leaves, dy)
-    gold = harness.passes_of(lambda x, w: reference.gated_dwconv(x, w, None, gelu=True), leaves, dy)
-    harness.assert_same(runs, gold, atol=2e-4, sum_atol=2e-2)  # dweight sums 16384 terms
-    harness.row(
-        benchmark, copy_bandwidth, op="gated_dwconv", shape=shape, passes=passes, name=name, run=runs[passes],
-        # Read 2C, write C; the backward reads 2C and C (dy) and writes 2C.
-        floor_bytes=x.nbytes * 3 // 2 if passes == "forward" else x.nbytes * 8 // 2,
-        working_set=x.nbytes * 3 // 2,
-    )  # fmt: skip
+
+    def make(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+        x = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+        weight = torch.randn(channels, 1, 3, 3, device=device, dtype=dtype, requires_grad=True)
+        return [x, weight], torch.randn(batch, channels // 2, height, width, device=device, dtype=dtype)
+
+    half = torch.Size(shape).numel() // 2
+    # Read 2C, write C; the backward reads 2C and C (dy) and writes 2C.
+    return harness.Problem(shape, make, {"forward": 3 * half, "forward+backward": 8 * half}, 3 * half)
+
+
+# Twice the hidden width of the feed-forward at C = 48, 96, 192: the first three levels of the full model.
+LEVELS = ((254, 128, 128), (510, 64, 64), (1020, 32, 32))
+
+BENCH = harness.Bench(
+    op="gated_dwconv",
+    problems={
+        "cpu": tuple(problem(1, *level) for level in LEVELS),
+        "cuda": tuple(problem(8, *level) for level in LEVELS),
+    },
+    implementations={
+        "ours (native)": harness.on_device("cpu", lambda: ours("native")),
+        "ours (triton)": harness.on_device("cuda", lambda: ours("triton")),
+        "reference eager": lambda: definition,
+        "conv2d, gelu, mul": lambda: steps,
+        "torch.compile of them": harness.compiled(steps),
+    },
+    definition=definition,
+    tolerance=2e-4,
+    sum_tolerance=2e-2,  # dweight sums 16384 terms
+)
+
+
+@pytest.mark.benchmark(timer=rows.CLOCK)
+def test_gated_dwconv(benchmark: Any, row: rows.Row) -> None:
+    rows.measure(benchmark, row)

@@ -1,8 +1,7 @@
-"""layer_norm2d against the ways it is usually written. Run: make bench."""
+"""layer_norm2d against the ways it is usually written. Run: make bench-layer_norm2d."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cpl_kernels
-from benchmarks import harness
+from benchmarks import harness, rows
 from cpl_kernels.layer_norm2d import reference
 
-Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 EPS = 1e-5
-SHAPES = [(8, 48, 128, 128), (2, 96, 256, 256)]
+
+
+def ours(backend: str) -> harness.Function:
+    return lambda x, w, b: cpl_kernels.layer_norm2d(x, w, b, EPS, backend=backend)
 
 
 def chain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -36,30 +37,42 @@ def definition(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return reference.layer_norm2d(x, weight, bias, EPS, True)
 
 
-IMPLEMENTATIONS: dict[str, Callable[[], Function]] = {
-    "ours (native)": lambda: lambda x, w, b: cpl_kernels.layer_norm2d(x, w, b, EPS, backend="native"),
-    "reference eager": lambda: definition,
-    "torch.compile of the reference": lambda: torch.compile(definition),
-    "usual chain": lambda: chain,
-    "F.layer_norm, permuted": lambda: permuted,
-}
+def problem(*shape: int) -> harness.Problem:
+    def make(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+        x = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+        weight, bias = (
+            torch.randn(shape[1], device=device, dtype=dtype, requires_grad=True) for _ in range(2)
+        )
+        return [x, weight, bias], torch.randn(shape, device=device, dtype=dtype)
+
+    elements = torch.Size(shape).numel()
+    # Read, write; the backward reads x and dy and writes dx.
+    return harness.Problem(
+        shape, make, {"forward": 2 * elements, "forward+backward": 5 * elements}, 2 * elements
+    )
 
 
-@pytest.mark.parametrize("passes", harness.PASSES)
-@pytest.mark.parametrize("shape", SHAPES, ids=harness.shape_id)
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_layer_norm2d(
-    benchmark: Any, copy_bandwidth: Callable[[int], float], name: str, shape: tuple[int, ...], passes: str
-) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(shape, requires_grad=True)
-    weight, bias = (torch.randn(shape[1], requires_grad=True) for _ in range(2))
-    leaves, dy = (x, weight, bias), torch.randn(shape)
-    runs = harness.passes_of(IMPLEMENTATIONS[name](), leaves, dy)
-    # dweight and dbias sum 131072 terms
-    harness.assert_same(runs, harness.passes_of(definition, leaves, dy), atol=1e-4, sum_atol=2e-2)
-    harness.row(
-        benchmark, copy_bandwidth, op="layer_norm2d", shape=shape, passes=passes, name=name, run=runs[passes],
-        floor_bytes=x.nbytes * (2 if passes == "forward" else 5),  # read, write; backward reads two, writes one
-        working_set=2 * x.nbytes,
-    )  # fmt: skip
+BENCH = harness.Bench(
+    op="layer_norm2d",
+    problems={
+        "cpu": (problem(8, 48, 128, 128), problem(2, 96, 256, 256)),
+        "cuda": (problem(8, 48, 128, 128), problem(8, 96, 256, 256), problem(8, 384, 16, 16)),
+    },
+    implementations={
+        "ours (native)": harness.on_device("cpu", lambda: ours("native")),
+        "ours (triton)": harness.on_device("cuda", lambda: ours("triton")),
+        "ours (cuda)": harness.on_device("cuda", lambda: ours("cuda")),
+        "reference eager": lambda: definition,
+        "torch.compile of the reference": harness.compiled(definition),
+        "usual chain": lambda: chain,
+        "F.layer_norm, permuted": lambda: permuted,
+    },
+    definition=definition,
+    tolerance=1e-4,
+    sum_tolerance=2e-2,  # dweight and dbias sum up to 524288 terms
+)
+
+
+@pytest.mark.benchmark(timer=rows.CLOCK)
+def test_layer_norm2d(benchmark: Any, row: rows.Row) -> None:
+    rows.measure(benchmark, row)

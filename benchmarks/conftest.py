@@ -1,15 +1,16 @@
-"""What every benchmark shares: the threads, the machine's own copy bandwidth, and the facts kept with a result."""
+"""What every benchmark shares: the threads, a look whether the machine is idle, the facts kept with a result."""
 
 from __future__ import annotations
 
-import statistics
-import time
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import cpl_kernels
+from benchmarks import idle, rows
 
 THREADS = 2  # the machine that the aims are written for
 
@@ -18,28 +19,36 @@ def pytest_configure() -> None:
     torch.set_num_threads(THREADS)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.option.collectonly or session.config.option.benchmark_disable:
+        return
+    try:
+        idle.check()
+    except idle.BusyError as error:
+        pytest.exit(str(error), returncode=4)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every row of ``BENCH`` in the module of a test that takes ``row``."""
+    if "row" in metafunc.fixturenames:
+        listed = rows.of(metafunc.module.BENCH)
+        metafunc.parametrize("row", listed, ids=[row.id for row in listed])
+
+
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
-    """Versions and commit beside the figures: a number without them cannot be made again."""
+    """Versions and commit beside the figures: a number without them cannot be made again. No single timings:
+    the medians, the quartiles and the paired ratios are what is read."""
     report = cpl_kernels.config()
     kept = {key: report[key] for key in ("versions", "commit", "native_core", "threads")}
-    output_json["cpl"] = {**kept, "interop": "reference eager, torch.compile and peers in the same run"}
+    output_json["cpl"] = {**kept, "machine_was": idle.state()}
+    for benchmark in output_json["benchmarks"]:
+        benchmark["stats"].pop("data", None)
+        for key in ("fullname", "fullfunc", "params", "param", "options"):
+            benchmark.pop(key, None)
 
 
-@pytest.fixture(scope="session")
-def copy_bandwidth() -> Any:
-    """copy_bandwidth(bytes) -> GB/s of a torch copy that moves that many, read plus written."""
-    cache: dict[int, float] = {}
-
-    def measure(moved: int) -> float:
-        if moved not in cache:
-            source = torch.ones(max(1, moved // 8))
-            target = torch.empty_like(source)
-            times = []
-            for _ in range(15):
-                start = time.perf_counter()
-                target.copy_(source)
-                times.append(time.perf_counter() - start)
-            cache[moved] = moved / statistics.median(times) / 1e9
-        return cache[moved]
-
-    return measure
+@pytest.fixture(scope="session", autouse=True)
+def repository_root_is_importable() -> None:
+    """The processes that measure memory import this tree."""
+    root = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))

@@ -1,24 +1,126 @@
-"""How a benchmark row is taken; the same for every op."""
+"""How an op declares what is measured, and how a measurement is taken; the same for every op and device.
+
+``benchmarks/bench_<op>.py`` holds one ``BENCH = Bench(...)``. Parity is asserted before anything is timed. All
+implementations of a group take turns, round after round, so that whatever else the machine does hits all of them
+alike; what is compared is the median of the ratios within a round. Results are allocated anew in every call, as
+they are in use: what the operating system takes for fresh pages is part of the time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-ROUNDS, WARMUP = 15, 3
+import cpl_kernels
+
+Function = Callable[..., Tensor]
+Calls = dict[str, Callable[[], Any]]
+
 PASSES = ("forward", "forward+backward")
+SECONDS, LEAST_ROUNDS, MOST_ROUNDS, WARMUP = 4.0, 9, 40, 2
+OURS = "ours"  # implementations whose names begin so are ours
 
 
-def shape_id(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+class Unavailable(RuntimeError):
+    """An implementation cannot run here; the message says why."""
 
 
-def passes_of(
-    function: Callable[..., Tensor], leaves: Sequence[Tensor], dy: Tensor
-) -> dict[str, Callable[[], Any]]:
+@dataclass(frozen=True)
+class Problem:
+    """One size of an op.
+
+    Attributes:
+        shape: names it in tables.
+        make: ``make(device, dtype)`` -> the leaves, which require a gradient, and the incoming gradient.
+        floor_elements: pass -> elements that must move, each input read and each result written once.
+        working_set: elements of a copy that meets the same levels of the memory, read plus written.
+        flops: pass -> floating-point operations, for ops that are bound by them.
+    """
+
+    shape: tuple[int, ...]
+    make: Callable[[torch.device, torch.dtype], tuple[list[Tensor], Tensor]]
+    floor_elements: Mapping[str, int]
+    working_set: int
+    flops: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return "x".join(map(str, self.shape))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured of an op.
+
+    Attributes:
+        problems: device type -> sizes.
+        implementations: name -> factory of a function of the leaves; raises Unavailable where it cannot run. The
+            first is ours.
+        definition: what every implementation must agree with.
+        tolerance: absolute, of the result and of the first leaf's gradient.
+        sum_tolerance: of the gradients that sum over all pixels.
+        dtypes: device type -> names of dtypes.
+    """
+
+    op: str
+    problems: Mapping[str, tuple[Problem, ...]]
+    implementations: Mapping[str, Callable[[], Function]]
+    definition: Function
+    tolerance: float
+    sum_tolerance: float
+    dtypes: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {"cpu": ("float32",), "cuda": ("float32", "bfloat16")}
+    )
+
+    def group(self, problem: Problem, dtype: str, passes: str) -> str:
+        return f"{self.op} {problem.id} {dtype} {passes}"
+
+
+OPS = tuple(sorted(p.stem.removeprefix("bench_") for p in Path(__file__).parent.glob("bench_*.py")))
+
+
+def load(op: str) -> Bench:
+    """The declaration of ``op``."""
+    bench = importlib.import_module(f"benchmarks.bench_{op}").BENCH
+    assert isinstance(bench, Bench)
+    return bench
+
+
+def on_device(device: str, factory: Callable[[], Function]) -> Callable[[], Function]:
+    """A factory of what runs on one type of device only."""
+
+    def checked() -> Function:
+        function = factory()
+
+        def run(*leaves: Tensor) -> Tensor:
+            if leaves[0].device.type != device:
+                raise Unavailable(f"it runs on {device} tensors")
+            return function(*leaves)
+
+        return run
+
+    return checked
+
+
+def compiled(function: Function) -> Callable[[], Function]:
+    """A factory of ``function`` under torch.compile, for sizes that stay."""
+
+    def factory() -> Function:
+        torch._dynamo.reset()
+        return torch.compile(function, dynamic=False)
+
+    return factory
+
+
+def passes_of(function: Function, leaves: Sequence[Tensor], dy: Tensor) -> Calls:
     """What is timed: the forward without a graph, and the forward with the gradient of every leaf."""
 
     def forward() -> Tensor:
@@ -31,32 +133,87 @@ def passes_of(
     }
 
 
-def assert_same(
-    runs: dict[str, Callable[[], Any]], gold: dict[str, Callable[[], Any]], atol: float, sum_atol: float
-) -> None:
-    """Parity before any timing: the output and the first gradient to ``atol``, sums over all pixels to ``sum_atol``."""
-    torch.testing.assert_close(runs["forward"](), gold["forward"](), rtol=1e-4, atol=atol)
-    for i, (got, want) in enumerate(zip(runs["forward+backward"](), gold["forward+backward"](), strict=True)):
-        torch.testing.assert_close(got, want, rtol=1e-3, atol=atol if i == 0 else sum_atol)
+def runs(
+    bench: Bench, problem: Problem, device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, Calls], dict[str, str]]:
+    """Name -> pass -> call, of every implementation that runs here and is right; and why the others do not run.
+
+    Raises:
+        AssertionError: an implementation differs from the definition.
+    """
+    torch.manual_seed(0)
+    leaves, dy = problem.make(device, dtype)
+    gold = _results(passes_of(bench.definition, leaves, dy))
+    calls: dict[str, Calls] = {}
+    absent: dict[str, str] = {}
+    for name, factory in bench.implementations.items():
+        try:
+            calls[name] = passes_of(factory(), leaves, dy)
+            got = _results(calls[name])
+        except (Unavailable, ImportError, cpl_kernels.BackendError) as error:
+            absent[name] = str(error)
+            calls.pop(name, None)
+            continue
+        _assert_same(f"{bench.op} {problem.id}: {name}", got, gold, bench, dtype)
+    return calls, absent
 
 
-def row(
-    benchmark: Any,
-    copy_bandwidth: Callable[[int], float],
-    *,
-    op: str,
-    shape: Sequence[int],
-    passes: str,
-    name: str,
-    run: Callable[[], Any],
-    floor_bytes: int,
-    working_set: int,
+def interleaved(
+    calls: Calls, clock: Callable[[Callable[[], Any]], float] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every call, round after round, each in its turn; rounds go on for a fixed time."""
+    clock = clock or wall_clock
+    for _ in range(WARMUP):
+        for call in calls.values():
+            clock(call)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.monotonic() + SECONDS
+    for done in range(MOST_ROUNDS):
+        if done >= LEAST_ROUNDS and time.monotonic() > end:
+            break
+        for name, call in calls.items():
+            times[name].append(clock(call))
+    return times
+
+
+def wall_clock(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def ratios(times: Mapping[str, Sequence[float]], unit: str) -> dict[str, dict[str, float]]:
+    """Of every implementation's times to those of ``unit`` in the same round: median and quartiles."""
+    result = {}
+    for name, taken in times.items():
+        paired = [a / b for a, b in zip(taken, times[unit], strict=True)]
+        low, middle, high = statistics.quantiles(paired, n=4) if len(paired) > 1 else paired * 3
+        result[name] = {"ratio": middle, "ratio_q1": low, "ratio_q3": high}
+    return result
+
+
+def unit_of(times: Mapping[str, Any]) -> str:
+    """What the ratios are to: the first of ours that ran, else the first of all."""
+    ours = [name for name in times if name.startswith(OURS)]
+    return ours[0] if ours else next(iter(times))
+
+
+def _results(calls: Calls) -> list[Tensor]:
+    return [calls["forward"](), *calls["forward+backward"]()]
+
+
+def _assert_same(
+    what: str, got: Sequence[Tensor], gold: Sequence[Tensor], bench: Bench, dtype: torch.dtype
 ) -> None:
-    """Time ``run``; keep the bytes that it must move, the rate, and its share of a copy of ``working_set`` bytes."""
-    benchmark.group = f"{op} {shape_id(shape)} float32 {passes}"
-    benchmark.name = name
-    benchmark.pedantic(run, rounds=ROUNDS, warmup_rounds=WARMUP)
-    rate = floor_bytes / benchmark.stats.stats.median / 1e9
-    benchmark.extra_info.update(
-        floor_bytes=floor_bytes, gb_per_s=rate, share_of_copy_bandwidth=rate / copy_bandwidth(working_set)
-    )
+    """The result and the first gradient to ``tolerance``, sums over all pixels to ``sum_tolerance``.
+
+    Wide enough for any order of summation, and for 16-bit steps in between: that it is the same function is all
+    that a benchmark must know (how exact it is, tests/kernels say).
+    """
+    coarse = max(1.0, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps / 64)
+    for i, (a, b) in enumerate(zip(got, gold, strict=True)):
+        allowed = (bench.tolerance if i < 2 else bench.sum_tolerance) * coarse
+        try:
+            torch.testing.assert_close(a.float(), b.float(), rtol=1e-3 * coarse, atol=allowed)
+        except AssertionError as error:
+            raise AssertionError(f"{what}, result {i}: {error}") from None
