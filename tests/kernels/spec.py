@@ -43,6 +43,7 @@ class Case:
             number: how many times larger than a tensor's largest element they are. Or a function
             ``terms(inputs, gradients)`` in float64 -> a tensor for each result, by name, as ``harness.run`` names them.
         floor: a magnitude of the terms that holds however small the result: for sums that may cancel to 0.
+            One for all results, or by name.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Case:
     call: Callable[..., Any]
     naive: Callable[..., Any]
     terms: float | Callable[[Inputs, Sequence[Tensor]], Mapping[str, Tensor]] = 1.0
-    floor: float = 0.0
+    floor: float | Mapping[str, float] = 0.0
 
     def inputs(self, dtype: torch.dtype, layout: str = "contiguous", seed: int = 0) -> Inputs:
         made = self.make(torch.Generator().manual_seed(seed))

@@ -197,7 +197,8 @@ def compare_results(
         expected = dtype if name.startswith("gradient") else op.result_dtype(dtype)
         if isinstance(terms, float | int):
             largest = float(gold[name].abs().max()) if gold[name].numel() else 0.0
-            scale = torch.full_like(gold[name], terms * max(largest, case.floor))
+            floor = case.floor if isinstance(case.floor, float | int) else case.floor[name]
+            scale = torch.full_like(gold[name], terms * max(largest, floor))
         else:
             scale = terms[name]
         assert_no_worse(

@@ -96,8 +96,11 @@ def case(
         return made
 
     call, plain = partial(cpl_kernels.info_nce, **options), partial(naive, **options)
-    # The temperature's gradient is a difference of similarities, which are of the size sqrt(features) and may cancel.
-    return Case(name, why, make, call, plain, terms=16, floor=features**0.5 / 4)
+    # The temperature's gradient adds up differences of similarities, each of the size sqrt(features), and
+    # one for every query; they may cancel to 0. So may the other results, whose terms are single ones.
+    floor = dict.fromkeys(("loss", "gradient of query", "gradient of key"), 0.1)
+    floor["gradient of temperature"] = queries * features**0.5 / 2
+    return Case(name, why, make, call, plain, terms=16, floor=floor)
 
 
 def some(high: int, count: int) -> Any:
