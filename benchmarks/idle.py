@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 VARIABLE = "CPL_BENCH_BUSY"
@@ -19,12 +20,13 @@ class BusyError(RuntimeError):
     """Somebody else is using the cores."""
 
 
-def busy_share(seconds: float = SECONDS, stat: Path = Path("/proc/stat")) -> float | None:
+def busy_share(seconds: float = SECONDS, look: Callable[[], list[int]] | None = None) -> float | None:
     """The share of the cores' time that was not idle, over ``seconds``; None where the system does not say."""
+    look = look or _ticks
     try:
-        before = _ticks(stat)
+        before = look()
         time.sleep(seconds)
-        after = _ticks(stat)
+        after = look()
     except OSError:
         return None
     total = sum(after) - sum(before)
@@ -47,5 +49,6 @@ def state() -> str:
     return f"not checked to be idle ({VARIABLE}=1)" if os.environ.get(VARIABLE) == "1" else "idle"
 
 
-def _ticks(stat: Path) -> list[int]:
-    return [int(n) for n in stat.read_text().split("\n", 1)[0].split()[1:9]]
+def _ticks() -> list[int]:
+    """user, nice, system, idle, iowait, irq, softirq and steal of all cores together, since the start."""
+    return [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
