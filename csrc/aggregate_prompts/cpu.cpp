@@ -12,6 +12,7 @@
 #include "aggregate_prompts/plan.h"
 #include "aggregate_prompts/resample.h"
 #include "common/lanes.h"
+#include "common/pages.h"
 #include "common/parallel.h"
 #include "common/stream.h"
 
@@ -19,13 +20,13 @@ namespace cpl {
 namespace CPL_ISA {
 namespace {
 
-constexpr int64_t kMaxTile = 2048;          // elements: three runs of fp32 fit a first-level cache of 32 KiB
-constexpr int64_t kMinTile = 256;           // below, the runs are too short for the hardware's prefetcher
-constexpr int64_t kCacheBytes = 512 << 10;  // what the used prompts' pieces may take of a second-level cache
-constexpr int64_t kMaxChunks = 64;          // rows of partial sums; fixed, so is their order
-constexpr int64_t kStreamBytes = 4 << 20;   // results above this no longer wait in cache for who reads them
-constexpr int64_t kFused = 4;               // rows summed in one go
-constexpr int64_t kResampleCost = 2;        // of an element, against that of adding one
+constexpr int64_t kMaxTile = 4096;         // elements: longer runs measured no faster
+constexpr int64_t kMinTile = 256;          // below, the runs are too short for the hardware's prefetcher
+constexpr int64_t kCacheBytes = 1 << 20;   // what the pieces of a run may take of the second-level cache
+constexpr int64_t kMaxChunks = 64;         // rows of partial sums; fixed, so is their order
+constexpr int64_t kStreamBytes = 4 << 20;  // results above this no longer wait in cache for who reads them
+constexpr int64_t kFused = 4;              // rows summed in one go
+constexpr int64_t kResampleCost = 2;       // of an element, against that of adding one
 
 template <int kRows, bool kAdd, typename T, typename A>
 inline void mix_rows(const T* const* rows, const A* weights, A* __restrict out, int64_t n) {
@@ -147,8 +148,13 @@ bool resized(const AggregateSize& s) { return s.height != s.source_height || s.w
 int64_t elements(const AggregateSize& s) { return s.channels * s.source_height * s.source_width; }
 
 template <typename T>
+size_t bytes(int64_t rows, int64_t length) {
+  return static_cast<size_t>(rows * length) * sizeof(T);
+}
+
+template <typename T>
 bool streamed(int64_t rows, int64_t length) {
-  return rows * length * static_cast<int64_t>(sizeof(T)) > kStreamBytes;
+  return bytes<T>(rows, length) > static_cast<size_t>(kStreamBytes);
 }
 
 // Runs of P, and chunks of runs; functions of the sizes alone, never of the thread count.
@@ -424,6 +430,7 @@ void aggregate_prompts_forward(const AggregateForward& args, int threads) {
   dispatch(args.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = typename Arithmetic<T>::type;
+    prefer_huge_pages(args.y, bytes<T>(args.size.batch, args.size.channels * args.size.height * args.size.width));
     if (resized(args.size)) {
       forward_resized<T, A>(args, plan, threads);
     } else {
@@ -437,6 +444,7 @@ void aggregate_prompts_backward(const AggregateBackward& args, int threads) {
   dispatch(args.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = typename Arithmetic<T>::type;
+    if (args.dprompts != nullptr) prefer_huge_pages(args.dprompts, bytes<T>(args.size.prompts, elements(args.size)));
     if (resized(args.size)) {
       backward_resized<T, A>(args, plan, threads);
     } else {
