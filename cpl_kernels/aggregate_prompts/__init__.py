@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels import backends, checks
-from cpl_kernels.aggregate_prompts import op as _op  # noqa: F401  registers the op
-from cpl_kernels.registration import NAMESPACE
+from cpl_kernels.aggregate_prompts import op as _op
 
 __all__ = ["aggregate_prompts"]
 
@@ -66,7 +65,7 @@ def aggregate_prompts(
     checks.same_device(weights=weights, indices=indices, prompts=prompts)
     height, width = _size(size, prompts)
     request = backends.requested("aggregate_prompts", backend)
-    return NAMESPACE.aggregate_prompts(weights, indices, prompts, height, width, request)
+    return _op.aggregate_prompts(weights, indices, prompts, height, width, request)
 
 
 def _size(size: int | Sequence[int] | None, prompts: Tensor) -> tuple[int, int]:

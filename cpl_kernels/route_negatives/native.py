@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from cpl_kernels.core import DTYPE_CODES, core
+from cpl_kernels.route_topk import values
+
+LOOKS_AT_VALUES = True
 
 
 def why_not(logits: Tensor, seed: Tensor) -> str | None:
@@ -19,7 +22,7 @@ def forward(
     logits = logits.contiguous()
     shape = (num_negatives, batch, k)
     weights, indices = logits.new_empty(shape), logits.new_empty(shape, dtype=torch.int64)
-    core().route_negatives(
+    valid = core().route_negatives(
         logits.data_ptr(),
         seed.data_ptr(),
         weights.data_ptr(),
@@ -33,4 +36,6 @@ def forward(
         DTYPE_CODES[logits.dtype],
         torch.get_num_threads(),
     )
+    if not valid:
+        values.check(logits)
     return weights, indices

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from cpl_kernels.core import DTYPE_CODES, core
+from cpl_kernels.route_topk import values
+
+LOOKS_AT_VALUES = True
 
 
 def why_not(logits: Tensor) -> str | None:
@@ -16,7 +19,7 @@ def forward(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
     batch, prompts = logits.shape
     logits = logits.contiguous()
     weights, indices = logits.new_empty((batch, k)), logits.new_empty((batch, k), dtype=torch.int64)
-    core().route_topk_forward(
+    valid = core().route_topk_forward(
         logits.data_ptr(),
         weights.data_ptr(),
         indices.data_ptr(),
@@ -27,6 +30,8 @@ def forward(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
         DTYPE_CODES[logits.dtype],
         torch.get_num_threads(),
     )
+    if not valid:
+        values.check(logits)
     return weights, indices
 
 

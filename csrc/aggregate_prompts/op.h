@@ -40,7 +40,7 @@ struct AggregateBackward {
   DType dtype;
 };
 
-// Throw std::out_of_range, before anything is read through it, when an index is not from 0 to N-1.
+// Throw std::invalid_argument, before anything is read through it, when an index is not from 0 to N-1.
 CPL_DECLARE_PER_ISA(void aggregate_prompts_forward(const AggregateForward& args, int threads))
 CPL_DECLARE_PER_ISA(void aggregate_prompts_backward(const AggregateBackward& args, int threads))
 

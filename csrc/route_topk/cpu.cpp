@@ -37,7 +37,7 @@ void route_topk_backward(const RouteBackward& args, int threads) {
   const auto [batch, prompts, chosen] = args.size;
   for (int64_t p = 0; p < batch * chosen; ++p) {
     if (args.indices[p] < 0 || args.indices[p] >= prompts) {
-      throw std::out_of_range("indices must be from 0 to N-1 = " + std::to_string(prompts - 1) + ", got " +
+      throw std::invalid_argument("indices must be from 0 to N-1 = " + std::to_string(prompts - 1) + ", got " +
                               std::to_string(args.indices[p]));
     }
   }

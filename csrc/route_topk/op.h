@@ -34,7 +34,7 @@ struct RouteBackward {
 
 // False if some row has no softmax (NaN or +inf in it, or -inf throughout); the results then mean nothing.
 CPL_DECLARE_PER_ISA(bool route_topk_forward(const RouteForward& args, int threads))
-// Throws std::out_of_range for an index that is not from 0 to N-1.
+// Throws std::invalid_argument for an index that is not from 0 to N-1.
 CPL_DECLARE_PER_ISA(void route_topk_backward(const RouteBackward& args, int threads))
 
 }  // namespace cpl
