@@ -36,8 +36,14 @@ PYBIND11_MODULE(_core, m) {
   m.def("route_topk_forward", &cpl::bind::route_topk_forward, NoGil());
   m.def("route_topk_backward", &cpl::bind::route_topk_backward, NoGil());
 #if defined(CPL_WITH_CUDA)
+  m.def("aggregate_prompts_planes", &cpl::bind::aggregate_prompts_planes);
+  m.def("aggregate_prompts_forward_cuda", &cpl::bind::aggregate_prompts_forward_cuda, NoGil());
+  m.def("aggregate_prompts_backward_cuda", &cpl::bind::aggregate_prompts_backward_cuda, NoGil());
   m.def("layer_norm2d_partial_rows", &cpl::bind::layer_norm2d_partial_rows);
   m.def("layer_norm2d_forward_cuda", &cpl::bind::layer_norm2d_forward_cuda, NoGil());
   m.def("layer_norm2d_backward_cuda", &cpl::bind::layer_norm2d_backward_cuda, NoGil());
+  m.def("route_negatives_cuda", &cpl::bind::route_negatives_cuda, NoGil());
+  m.def("route_topk_forward_cuda", &cpl::bind::route_topk_forward_cuda, NoGil());
+  m.def("route_topk_backward_cuda", &cpl::bind::route_topk_backward_cuda, NoGil());
 #endif
 }

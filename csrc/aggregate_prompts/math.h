@@ -3,7 +3,7 @@
 //   centre = max((o + 1/2) * source / size - 1/2, 0),  left = floor(centre),  right = min(left + 1, source - 1)
 //   y[o] = (1 - share) * x[left] + share * x[right],   share = centre - left       (align_corners=False)
 //
-// In fp64 throughout: in fp32 a centre that should be a whole number may fall below it.
+// With centre = max((2 o + 1) source - size, 0) / (2 size) in whole numbers, left is exact, and share is rounded once.
 #pragma once
 
 #include <cstdint>
@@ -13,20 +13,34 @@
 namespace cpl {
 namespace CPL_ISA {
 
+template <typename A>
 struct Neighbours {
   int64_t left;
   int64_t right;
-  double share;  // of the right one
+  A share;  // of the right one
 };
 
-CPL_HD Neighbours neighbours(int64_t out, int64_t size, int64_t source) {
-  if (size == source) return {out, out, 0.0};
-  const double scale = static_cast<double>(source) / static_cast<double>(size);
-  double centre = (static_cast<double>(out) + 0.5) * scale - 0.5;
+template <typename A>
+CPL_HD Neighbours<A> neighbours(int64_t out, int64_t size, int64_t source) {
+  int64_t centre = (2 * out + 1) * source - size;
   if (centre < 0) centre = 0;
-  int64_t left = static_cast<int64_t>(centre);
-  if (left > source - 1) left = source - 1;
-  return {left, left + 1 < source ? left + 1 : source - 1, centre - static_cast<double>(left)};
+  const int64_t left = centre / (2 * size);
+  const A share = static_cast<A>(centre - left * 2 * size) / static_cast<A>(2 * size);
+  return {left, left + 1 < source ? left + 1 : source - 1, share};
+}
+
+// The first output that may read source s; those that do follow within touching(size, source).
+CPL_HD int64_t first_touching(int64_t s, int64_t size, int64_t source) {
+  const int64_t before = (2 * s - 1) * size - source;  // over 2 source: the last one centred at s - 1 or less
+  return before < 0 ? 0 : before / (2 * source) + 1;
+}
+CPL_HD int64_t touching(int64_t size, int64_t source) { return (2 * size + source - 1) / source; }
+
+// How much of output `out` source s gives it, and gets back; 0 if it does not touch it.
+template <typename A>
+CPL_HD A weight_of(int64_t s, int64_t out, int64_t size, int64_t source) {
+  const Neighbours<A> n = neighbours<A>(out, size, source);
+  return (n.left == s ? 1 - n.share : A(0)) + (n.right == s ? n.share : A(0));
 }
 
 }  // namespace CPL_ISA

@@ -44,4 +44,14 @@ struct AggregateBackward {
 CPL_DECLARE_PER_ISA(void aggregate_prompts_forward(const AggregateForward& args, int threads))
 CPL_DECLARE_PER_ISA(void aggregate_prompts_backward(const AggregateBackward& args, int threads))
 
+#if defined(CPL_WITH_CUDA)
+namespace cuda {
+// On CUDA an index out of range is not looked for: its image and the gradient of its weight are NaN.
+// Columns of the scratch buffer [B * k, planes] (fp32, fp64 for fp64 prompts) for the backward's partial sums.
+int64_t aggregate_prompts_planes(const AggregateSize& size);
+void aggregate_prompts_forward(const AggregateForward& args, void* stream);
+void aggregate_prompts_backward(const AggregateBackward& args, void* partial, void* stream);
+}  // namespace cuda
+#endif
+
 }  // namespace cpl

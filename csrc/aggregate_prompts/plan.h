@@ -35,7 +35,7 @@ inline Plan make_plan(const void* weights, DType weights_dtype, const int64_t* i
   for (int64_t p = 0; p < places; ++p) {
     if (indices[p] < 0 || indices[p] >= size.prompts) {
       throw std::invalid_argument("indices must be from 0 to N-1 = " + std::to_string(size.prompts - 1) + ", got " +
-                              std::to_string(indices[p]));
+                                  std::to_string(indices[p]));
     }
     ++count[static_cast<size_t>(indices[p])];
   }

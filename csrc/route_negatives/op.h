@@ -28,4 +28,11 @@ struct NegativesForward {
 // False if some row has no softmax (NaN or +inf in it, or -inf throughout); the results then mean nothing.
 CPL_DECLARE_PER_ISA(bool route_negatives(const NegativesForward& args, int threads))
 
+#if defined(CPL_WITH_CUDA)
+namespace cuda {
+// On CUDA nobody looks at values: a row without a softmax gives NaN weights and some valid indices.
+void route_negatives(const NegativesForward& args, void* stream);
+}  // namespace cuda
+#endif
+
 }  // namespace cpl

@@ -38,7 +38,7 @@ void route_topk_backward(const RouteBackward& args, int threads) {
   for (int64_t p = 0; p < batch * chosen; ++p) {
     if (args.indices[p] < 0 || args.indices[p] >= prompts) {
       throw std::invalid_argument("indices must be from 0 to N-1 = " + std::to_string(prompts - 1) + ", got " +
-                              std::to_string(args.indices[p]));
+                                  std::to_string(args.indices[p]));
     }
   }
   dispatch(args.dtype, [&](auto* element) {
