@@ -27,7 +27,7 @@ def backward(
     dy: Tensor, weights: Tensor, indices: Tensor, prompts: Tensor, need_weights: bool, need_prompts: bool
 ) -> tuple[Tensor, Tensor]:
     with torch.cuda.device(prompts.device):
-        planes = core().aggregate_prompts_planes(*prompts.shape[1:]) if need_weights else 0
+        planes = core().aggregate_prompts_planes(*prompts.shape[1:], *dy.shape[2:]) if need_weights else 0
         wide = torch.float64 if prompts.dtype == torch.float64 else torch.float32
         partial = prompts.new_empty((indices.numel(), planes), dtype=wide)
         kernel, stream = core().aggregate_prompts_backward_cuda, torch.cuda.current_stream().cuda_stream

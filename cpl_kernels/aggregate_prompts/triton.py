@@ -140,9 +140,9 @@ def backward_kernel(
             if NEED_WEIGHTS:
                 tl.store(partial + pair * row + plane, tl.sum(d * value, 0))
             total += tl.load(weights + pair).to(tl.float32) * d
-        if NEED_WEIGHTS:
-            if (prompt == 0) & ((n < 0) | (n >= count)):  # noqa: SIM102  a constant and a value; nobody's pair
-                tl.store(partial + pair * row + plane, float("nan"))
+        unknown = (prompt == 0) & ((n < 0) | (n >= count))  # nobody's pair: someone must say so
+        if NEED_WEIGHTS & unknown:
+            tl.store(partial + pair * row + plane, float("nan"))
     if NEED_PROMPTS:
         tl.store(dprompts + own, total.to(dprompts.dtype.element_ty), inside)
 

@@ -52,8 +52,9 @@ inline void aggregate_prompts_backward(Address dy, Address weights, Address indi
 }
 
 #if defined(CPL_WITH_CUDA)
-inline int64_t aggregate_prompts_planes(int64_t channels, int64_t source_height, int64_t source_width) {
-  return cuda::aggregate_prompts_planes({0, 0, 0, channels, source_height, source_width, 0, 0});
+inline int64_t aggregate_prompts_planes(int64_t channels, int64_t source_height, int64_t source_width, int64_t height,
+                                        int64_t width) {
+  return cuda::aggregate_prompts_planes({0, 0, 0, channels, source_height, source_width, height, width});
 }
 
 inline void aggregate_prompts_forward_cuda(Address weights, Address indices, Address prompts, Address y, int64_t batch,

@@ -19,8 +19,13 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kPerThread = 4;
-constexpr int64_t kTile = kThreads * kPerThread;
+// Elements of a thread, all at once in its registers: a resize leaves no room for more than one.
+template <bool kResize>
+constexpr int kPerThread = kResize ? 1 : 4;
+template <bool kResize>
+constexpr int kTileBits = kResize ? 8 : 10;  // 2^kTileBits = kThreads * kPerThread
+static_assert(kThreads * kPerThread<true> == 1 << kTileBits<true> &&
+              kThreads * kPerThread<false> == 1 << kTileBits<false>);
 constexpr int64_t kImages = 4;  // of a forward block
 
 int64_t cdiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -52,33 +57,45 @@ __device__ void store_weight(void* weights, DType dtype, int64_t place, double v
   }
 }
 
+// What a kernel is told of the sizes. Without a resize the planes of a prompt are one long row.
+struct Shape {
+  int64_t batch, prompts, area, source;  // area = H * W, source = S_h * S_w
+  unsigned chosen, channels;
+  int tile_bits;                                   // a block takes 2^tile_bits elements
+  int height, width, source_height, source_width;  // of a resize only
+
+  int64_t results() const { return static_cast<int64_t>(channels) * tiles(area); }
+  int64_t planes() const { return static_cast<int64_t>(channels) * tiles(source); }
+  __host__ __device__ unsigned tiles(int64_t elements) const {
+    return static_cast<unsigned>((elements + (int64_t{1} << tile_bits) - 1) >> tile_bits);
+  }
+};
+
 // Both axes of a resize in shared memory: rows first, then columns.
 template <typename A>
 struct ForwardTable {
   A* share;   // [H + W]
   int* left;  // [H + W]
 
-  static size_t bytes(const AggregateSize& s) {
-    return static_cast<size_t>(s.height + s.width) * (sizeof(A) + sizeof(int));
-  }
-  __device__ ForwardTable(void* memory, const AggregateSize& s) {
-    const int64_t count = s.height + s.width;
+  static size_t bytes(const Shape& s) { return static_cast<size_t>(s.height + s.width) * (sizeof(A) + sizeof(int)); }
+  __device__ ForwardTable(void* memory, const Shape& s) {
+    const int count = s.height + s.width;
     share = static_cast<A*>(memory);
     left = reinterpret_cast<int*>(share + count);
-    for (int64_t i = threadIdx.x; i < count; i += kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
       const bool row = i < s.height;
-      const gpu::Neighbours<A> n = row ? gpu::neighbours<A>(i, s.height, s.source_height)
-                                       : gpu::neighbours<A>(i - s.height, s.width, s.source_width);
+      const auto n = row ? gpu::neighbours<A>(i, s.height, s.source_height)
+                         : gpu::neighbours<A>(i - s.height, s.width, s.source_width);
       share[i] = n.share;
-      left[i] = static_cast<int>(n.left);
+      left[i] = n.left;
     }
     __syncthreads();
   }
   template <typename T>
-  __device__ A read(const T* plane, int64_t row, int64_t column, const AggregateSize& s) const {
-    const int64_t top = left[row], first = left[s.height + column];
-    const int64_t bottom = top + 1 < s.source_height ? top + 1 : top;
-    const int64_t second = first + 1 < s.source_width ? first + 1 : first;
+  __device__ A read(const T* plane, int row, int column, const Shape& s) const {
+    const int top = left[row], first = left[s.height + column];
+    const int bottom = top + 1 < s.source_height ? top + 1 : top;
+    const int second = first + 1 < s.source_width ? first + 1 : first;
     const A down = share[row], across = share[s.height + column];
     const T* const above = plane + top * s.source_width;
     const T* const below = plane + bottom * s.source_width;
@@ -95,15 +112,14 @@ struct BackwardTable {
   int* first_row;     // [S_h]
   int* first_column;  // [S_w]
 
-  static size_t bytes(const AggregateSize& s) {
-    const int64_t weights = s.source_height * gpu::touching(s.height, s.source_height) +
-                            s.source_width * gpu::touching(s.width, s.source_width);
+  static size_t bytes(const Shape& s) {
+    const int64_t weights = static_cast<int64_t>(s.source_height) * gpu::touching(s.height, s.source_height) +
+                            static_cast<int64_t>(s.source_width) * gpu::touching(s.width, s.source_width);
     return static_cast<size_t>(weights) * sizeof(A) +
            static_cast<size_t>(s.source_height + s.source_width) * sizeof(int);
   }
-  __device__ BackwardTable(void* memory, const AggregateSize& s)
-      : taps_h(static_cast<int>(gpu::touching(s.height, s.source_height))),
-        taps_w(static_cast<int>(gpu::touching(s.width, s.source_width))) {
+  __device__ BackwardTable(void* memory, const Shape& s)
+      : taps_h(gpu::touching(s.height, s.source_height)), taps_w(gpu::touching(s.width, s.source_width)) {
     rows = static_cast<A*>(memory);
     columns = rows + s.source_height * taps_h;
     first_row = reinterpret_cast<int*>(columns + s.source_width * taps_w);
@@ -113,12 +129,12 @@ struct BackwardTable {
     __syncthreads();
   }
   template <typename T>
-  __device__ A read(const T* plane, int64_t row, int64_t column, const AggregateSize& s) const {
+  __device__ A read(const T* plane, int row, int column, const Shape& s) const {
     A total = 0;
     for (int i = 0; i < taps_h; ++i) {
       const A down = rows[row * taps_h + i];
       if (down == 0) continue;  // also those behind the last row
-      const T* const line = plane + (first_row[row] + i) * s.width + first_column[column];
+      const T* const line = plane + static_cast<int64_t>(first_row[row] + i) * s.width + first_column[column];
       A sum = 0;
       for (int j = 0; j < taps_w; ++j) {
         const A across = columns[column * taps_w + j];
@@ -130,77 +146,80 @@ struct BackwardTable {
   }
 
  private:
-  static __device__ void fill(A* weights, int* first, int taps, int64_t size, int64_t source) {
-    for (int64_t i = threadIdx.x; i < source * taps; i += kThreads) {
-      const int64_t s = i / taps, out = gpu::first_touching(s, size, source) + i % taps;
+  static __device__ void fill(A* weights, int* first, int taps, int size, int source) {
+    for (int i = static_cast<int>(threadIdx.x); i < source * taps; i += kThreads) {
+      const int s = i / taps, out = gpu::first_touching(s, size, source) + i % taps;
       weights[i] = out < size ? gpu::weight_of<A>(s, out, size, source) : A(0);
-      if (i % taps == 0) first[s] = static_cast<int>(out);
+      if (i % taps == 0) first[s] = out;
     }
   }
 };
 
 template <typename T, typename A, bool kResize>
-__global__ void __launch_bounds__(kThreads) forward(AggregateForward args) {
+__global__ void __launch_bounds__(kThreads) forward(AggregateForward args, Shape s) {
   CPL_DYNAMIC_SHARED(unsigned char, memory);
-  const AggregateSize& s = args.size;
-  const int64_t area = s.height * s.width, source = s.source_height * s.source_width;
-  const int64_t groups = (s.batch + kImages - 1) / kImages;
-  const int64_t first = blockIdx.x / groups * kTile, image = blockIdx.x % groups * kImages;
+  constexpr int kPer = kPerThread<kResize>;
+  const unsigned groups = static_cast<unsigned>((s.batch + kImages - 1) / kImages), tiles = s.tiles(s.area);
+  const unsigned tile = blockIdx.x / groups;
+  const int64_t channel = tile / tiles, first = static_cast<int64_t>(tile % tiles) << s.tile_bits;
+  const int64_t image = static_cast<int64_t>(blockIdx.x % groups) * kImages;
   const int64_t end = image + kImages < s.batch ? image + kImages : s.batch;
   const auto run = [&](const auto& read) {
-    for (int e = 0; e < kPerThread; ++e) {
+#pragma unroll 1
+    for (int e = 0; e < kPer; ++e) {
       const int64_t o = first + e * kThreads + threadIdx.x;
-      if (o >= s.channels * area) return;
-      const int64_t channel = o / area, pixel = o % area;
-      const int64_t row = pixel / s.width, column = pixel % s.width;
+      if (o >= s.area) return;
       for (int64_t b = image; b < end; ++b) {
         A sum = 0;
         for (int64_t place = b * s.chosen; place < (b + 1) * s.chosen; ++place) {
           const int64_t n = args.indices[place];
           const bool known = n >= 0 && n < s.prompts;  // else the image is NaN, and nothing is read out of bounds
           const A weight = known ? weight_at<A>(args.weights, args.weights_dtype, place) : static_cast<A>(NAN);
-          const T* const plane =
-              static_cast<const T*>(args.prompts) + ((known ? n : 0) * s.channels + channel) * source;
-          sum += weight * read(plane, row, column);
+          const int64_t plane = ((known ? n : 0) * s.channels + channel) * s.source;
+          sum += weight * read(static_cast<const T*>(args.prompts) + plane, o);
         }
-        store(static_cast<T*>(args.y) + b * s.channels * area + o, sum);
+        store(static_cast<T*>(args.y) + (b * s.channels + channel) * s.area + o, sum);
       }
     }
   };
   if constexpr (kResize) {
     const ForwardTable<A> table(memory, s);
-    run([&](const T* plane, int64_t row, int64_t column) { return table.read(plane, row, column, s); });
-  } else {
-    run([&](const T* plane, int64_t row, int64_t column) {
-      return static_cast<A>(load(plane + row * s.width + column));
+    run([&](const T* plane, int64_t o) {
+      const int pixel = static_cast<int>(o);
+      return table.read(plane, pixel / s.width, pixel % s.width, s);
     });
+  } else {
+    run([&](const T* plane, int64_t o) { return static_cast<A>(load(plane + o)); });
   }
 }
 
-// partial: [B * k, planes]; every entry is written.
+// partial: [B * k, planes]; every entry is written. Left to itself, ptxas aims for five blocks on a multiprocessor
+// and spills for it; four have room.
 template <typename T, typename A, bool kResize>
-__global__ void __launch_bounds__(kThreads) backward(AggregateBackward args, A* partial, int64_t planes) {
+__global__ void __launch_bounds__(kThreads, 4) backward(AggregateBackward args, Shape s, A* partial, int64_t planes) {
   CPL_DYNAMIC_SHARED(unsigned char, memory);
+  constexpr int kPer = kPerThread<kResize>;
   __shared__ int counts[kWarps];
   __shared__ int list[kThreads];  // pairs of this prompt, ascending, counted from the first of the round
   __shared__ A dots[kThreads][kWarps];
-  const AggregateSize& s = args.size;
-  const int64_t area = s.height * s.width, source = s.source_height * s.source_width;
-  const int64_t prompt = blockIdx.x % s.prompts, plane = blockIdx.x / s.prompts;
-  const int64_t length = s.channels * source, pairs = s.batch * s.chosen;
+  const unsigned prompts = static_cast<unsigned>(s.prompts), tiles = s.tiles(s.source);
+  const unsigned plane = blockIdx.x / prompts, prompt = blockIdx.x % prompts;
+  const int64_t channel = plane / tiles, first = static_cast<int64_t>(plane % tiles) << s.tile_bits,
+                pairs = s.batch * s.chosen;
+  const int64_t own = (prompt * static_cast<int64_t>(s.channels) + channel) * s.source;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const T* const own = static_cast<const T*>(args.prompts) + prompt * length;
-  A value[kPerThread], total[kPerThread];
-  for (int e = 0; e < kPerThread; ++e) {
-    const int64_t o = plane * kTile + e * kThreads + threadIdx.x;
-    value[e] = o < length && args.dweights != nullptr ? static_cast<A>(load(own + o)) : A(0);
+  A value[kPer], total[kPer];
+  for (int e = 0; e < kPer; ++e) {
+    const int64_t o = first + e * kThreads + threadIdx.x;
+    const bool read = o < s.source && args.dweights != nullptr;
+    value[e] = read ? static_cast<A>(load(static_cast<const T*>(args.prompts) + own + o)) : A(0);
     total[e] = 0;
   }
   const auto run = [&](const auto& read) {
     for (int64_t start = 0; start < pairs; start += kThreads) {
       const int64_t candidate = start + threadIdx.x;
       const int64_t index = candidate < pairs ? args.indices[candidate] : 0;
-      const bool mine = candidate < pairs && index == prompt;
+      const bool mine = candidate < pairs && index == static_cast<int64_t>(prompt);
       const unsigned votes = __ballot_sync(0xffffffffu, mine);
       if (lane == 0) counts[warp] = __popc(votes);
       __syncthreads();
@@ -213,12 +232,14 @@ __global__ void __launch_bounds__(kThreads) backward(AggregateBackward args, A* 
       __syncthreads();
       for (int i = 0; i < found; ++i) {
         const int64_t pair = start + list[i];
-        const T* const dy = static_cast<const T*>(args.dy) + pair / s.chosen * s.channels * area;
+        const int64_t image = static_cast<unsigned>(pair) / s.chosen;
+        const T* const dy = static_cast<const T*>(args.dy) + (image * s.channels + channel) * s.area;
         const A weight = weight_at<A>(args.weights, args.weights_dtype, pair);
         A dot = 0;
-        for (int e = 0; e < kPerThread; ++e) {
-          const int64_t o = plane * kTile + e * kThreads + threadIdx.x;
-          if (o >= length) continue;
+#pragma unroll
+        for (int e = 0; e < kPer; ++e) {
+          const int64_t o = first + e * kThreads + threadIdx.x;
+          if (o >= s.source) continue;
           const A d = read(dy, o);
           total[e] += weight * d;
           dot += d * value[e];
@@ -241,16 +262,16 @@ __global__ void __launch_bounds__(kThreads) backward(AggregateBackward args, A* 
   if constexpr (kResize) {
     const BackwardTable<A> table(memory, s);
     run([&](const T* dy, int64_t o) {
-      const int64_t pixel = o % source;
-      return table.read(dy + o / source * area, pixel / s.source_width, pixel % s.source_width, s);
+      const int pixel = static_cast<int>(o);
+      return table.read(dy, pixel / s.source_width, pixel % s.source_width, s);
     });
   } else {
     run([&](const T* dy, int64_t o) { return static_cast<A>(load(dy + o)); });
   }
   if (args.dprompts == nullptr) return;
-  for (int e = 0; e < kPerThread; ++e) {
-    const int64_t o = plane * kTile + e * kThreads + threadIdx.x;
-    if (o < length) store(static_cast<T*>(args.dprompts) + prompt * length + o, total[e]);
+  for (int e = 0; e < kPer; ++e) {
+    const int64_t o = first + e * kThreads + threadIdx.x;
+    if (o < s.source) store(static_cast<T*>(args.dprompts) + own + o, total[e]);
   }
 }
 
@@ -286,42 +307,64 @@ size_t allow_shared(Kernel* kernel, size_t bytes, size_t fixed) {
 
 bool resized(const AggregateSize& s) { return s.height != s.source_height || s.width != s.source_width; }
 
-}  // namespace
-
-int64_t aggregate_prompts_planes(const AggregateSize& size) {
-  return cdiv(size.channels * size.source_height * size.source_width, kTile);
+Shape shape_of(const AggregateSize& s) {
+  constexpr int64_t kMaxSide = 16384;  // 2 * size * source must fit an int
+  if (s.batch * s.chosen > 0x7fffffff) throw std::invalid_argument("aggregate_prompts: more than 2^31 - 1 weights");
+  const auto chosen = static_cast<unsigned>(s.chosen);
+  if (!resized(s)) {
+    const int64_t length = s.channels * s.height * s.width;
+    return {s.batch, s.prompts, length, length, chosen, 1, kTileBits<false>, 0, 0, 0, 0};
+  }
+  for (const int64_t side : {s.height, s.width, s.source_height, s.source_width}) {
+    if (side > kMaxSide) throw std::invalid_argument("aggregate_prompts: a side of a resize is beyond 16384");
+  }
+  return {s.batch,
+          s.prompts,
+          s.height * s.width,
+          s.source_height * s.source_width,
+          chosen,
+          static_cast<unsigned>(s.channels),
+          kTileBits<true>,
+          static_cast<int>(s.height),
+          static_cast<int>(s.width),
+          static_cast<int>(s.source_height),
+          static_cast<int>(s.source_width)};
 }
 
+}  // namespace
+
+int64_t aggregate_prompts_planes(const AggregateSize& size) { return shape_of(size).planes(); }
+
 void aggregate_prompts_forward(const AggregateForward& args, void* stream) {
-  const AggregateSize& s = args.size;
-  const int64_t blocks = cdiv(s.channels * s.height * s.width, kTile) * cdiv(s.batch, kImages);
+  const Shape s = shape_of(args.size);
+  const int64_t blocks = s.results() * cdiv(s.batch, kImages);
   if (blocks == 0) return;
   dispatch(args.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = typename Arithmetic<T>::type;
-    if (resized(s)) {
+    if (resized(args.size)) {
       const size_t shared = allow_shared(forward<T, A, true>, ForwardTable<A>::bytes(s), 0);
-      CPL_LAUNCH((forward<T, A, true>), grid_size(blocks), dim3(kThreads), shared, stream, args);
+      CPL_LAUNCH((forward<T, A, true>), grid_size(blocks), dim3(kThreads), shared, stream, args, s);
     } else {
-      CPL_LAUNCH((forward<T, A, false>), grid_size(blocks), dim3(kThreads), 0, stream, args);
+      CPL_LAUNCH((forward<T, A, false>), grid_size(blocks), dim3(kThreads), 0, stream, args, s);
     }
   });
 }
 
 void aggregate_prompts_backward(const AggregateBackward& args, void* partial, void* stream) {
-  const AggregateSize& s = args.size;
-  const int64_t planes = aggregate_prompts_planes(s), pairs = s.batch * s.chosen;
+  const Shape s = shape_of(args.size);
+  const int64_t planes = s.planes(), pairs = s.batch * s.chosen;
   dispatch(args.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = typename Arithmetic<T>::type;
     const unsigned grid = grid_size(planes * s.prompts);
     A* const sums = static_cast<A*>(partial);
-    if (resized(s)) {
+    if (resized(args.size)) {
       constexpr size_t kFixed = sizeof(A) * kThreads * kWarps + sizeof(int) * (kThreads + kWarps);
       const size_t shared = allow_shared(backward<T, A, true>, BackwardTable<A>::bytes(s), kFixed);
-      CPL_LAUNCH((backward<T, A, true>), grid, dim3(kThreads), shared, stream, args, sums, planes);
+      CPL_LAUNCH((backward<T, A, true>), grid, dim3(kThreads), shared, stream, args, s, sums, planes);
     } else {
-      CPL_LAUNCH((backward<T, A, false>), grid, dim3(kThreads), 0, stream, args, sums, planes);
+      CPL_LAUNCH((backward<T, A, false>), grid, dim3(kThreads), 0, stream, args, s, sums, planes);
     }
     if (args.dweights != nullptr && pairs > 0) {
       CPL_LAUNCH((sum_planes<A>), grid_size(pairs), dim3(kWarp), 0, stream, static_cast<const A*>(sums), planes,

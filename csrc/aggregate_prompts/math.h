@@ -13,33 +13,38 @@
 namespace cpl {
 namespace CPL_ISA {
 
-template <typename A>
+// I: an integer that holds 2 * size * source.
+template <typename A, typename I>
 struct Neighbours {
-  int64_t left;
-  int64_t right;
+  I left;
+  I right;
   A share;  // of the right one
 };
 
-template <typename A>
-CPL_HD Neighbours<A> neighbours(int64_t out, int64_t size, int64_t source) {
-  int64_t centre = (2 * out + 1) * source - size;
+template <typename A, typename I>
+CPL_HD Neighbours<A, I> neighbours(I out, I size, I source) {
+  I centre = (2 * out + 1) * source - size;
   if (centre < 0) centre = 0;
-  const int64_t left = centre / (2 * size);
+  const I left = centre / (2 * size);
   const A share = static_cast<A>(centre - left * 2 * size) / static_cast<A>(2 * size);
   return {left, left + 1 < source ? left + 1 : source - 1, share};
 }
 
 // The first output that may read source s; those that do follow within touching(size, source).
-CPL_HD int64_t first_touching(int64_t s, int64_t size, int64_t source) {
-  const int64_t before = (2 * s - 1) * size - source;  // over 2 source: the last one centred at s - 1 or less
+template <typename I>
+CPL_HD I first_touching(I s, I size, I source) {
+  const I before = (2 * s - 1) * size - source;  // over 2 source: the last one centred at s - 1 or less
   return before < 0 ? 0 : before / (2 * source) + 1;
 }
-CPL_HD int64_t touching(int64_t size, int64_t source) { return (2 * size + source - 1) / source; }
+template <typename I>
+CPL_HD I touching(I size, I source) {
+  return (2 * size + source - 1) / source;
+}
 
 // How much of output `out` source s gives it, and gets back; 0 if it does not touch it.
-template <typename A>
-CPL_HD A weight_of(int64_t s, int64_t out, int64_t size, int64_t source) {
-  const Neighbours<A> n = neighbours<A>(out, size, source);
+template <typename A, typename I>
+CPL_HD A weight_of(I s, I out, I size, I source) {
+  const Neighbours<A, I> n = neighbours<A>(out, size, source);
   return (n.left == s ? 1 - n.share : A(0)) + (n.right == s ? n.share : A(0));
 }
 

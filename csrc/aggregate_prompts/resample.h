@@ -18,7 +18,7 @@ class Resample {
   static Resample forwards(int64_t size, int64_t source) {
     std::vector<std::vector<Tap>> taps(static_cast<size_t>(size));
     for (int64_t o = 0; o < size; ++o) {
-      const Neighbours<double> n = neighbours<double>(o, size, source);
+      const Neighbours<double, int64_t> n = neighbours<double>(o, size, source);
       taps[static_cast<size_t>(o)] = {{n.left, 1 - n.share}, {n.right, n.share}};
     }
     return Resample(taps);
@@ -26,7 +26,7 @@ class Resample {
   static Resample transposed(int64_t size, int64_t source) {
     std::vector<std::vector<Tap>> taps(static_cast<size_t>(source));
     for (int64_t o = 0; o < size; ++o) {
-      const Neighbours<double> n = neighbours<double>(o, size, source);
+      const Neighbours<double, int64_t> n = neighbours<double>(o, size, source);
       taps[static_cast<size_t>(n.left)].push_back({o, 1 - n.share});
       if (n.share != 0) taps[static_cast<size_t>(n.right)].push_back({o, n.share});
     }

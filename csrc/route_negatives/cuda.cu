@@ -17,7 +17,8 @@ __global__ void __launch_bounds__(kWarp) forward(NegativesForward args) {
   CPL_DYNAMIC_SHARED(int64_t, positive);  // [k]: what the router chose
   const auto& s = args.size;
   int* const pool = reinterpret_cast<int*>(positive + s.chosen);  // [N]: what it left, ascending
-  const int64_t image = blockIdx.x % s.batch, draw = blockIdx.x / s.batch;
+  const unsigned batch = static_cast<unsigned>(s.batch);
+  const int64_t image = blockIdx.x % batch, draw = blockIdx.x / batch;
   const int lane = static_cast<int>(threadIdx.x);
   int64_t* const indices = args.indices + (draw * s.batch + image) * s.chosen;
   T* const weights = static_cast<T*>(args.weights) + (draw * s.batch + image) * s.chosen;
