@@ -56,8 +56,8 @@ def register(name: str, schema: str, *, impl: Impl, fake: Impl) -> Impl:
         What to call: takes the op's arguments, by position.
     """
     impl = autocast.off(impl)
-    op = _define(name, schema, impl, fake)
-    return lambda *args: op(*args) if _watched(args) else impl(*args)
+    _define(name, schema, impl, fake)
+    return lambda *args: getattr(NAMESPACE, name)(*args) if _watched(args) else impl(*args)
 
 
 def register_differentiable(
@@ -134,7 +134,7 @@ def register_differentiable(
 
         def call(*args: Any) -> Any:
             if _watched(args):
-                return op(*args)
+                return getattr(NAMESPACE, op_name)(*args)
             return direct(*args) if _requires_grad(args) else op_impl(*args)
 
         return call

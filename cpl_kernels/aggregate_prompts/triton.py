@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 1024  # elements: eight for each thread of four warps
+_TRANSPOSED_BLOCK = 512  # with the positions and weights of each element, twice as many fill the registers
 _MAX_SIDE = 16384  # (2 o + 1) * source must fit 31 bits
 
 
@@ -158,8 +159,8 @@ def _sizes(prompts: Tensor, height: int, width: int) -> tuple[bool, tuple[int, i
     return True, (channels, source_h, source_w, height, width)
 
 
-def _block(pixels: int) -> int:
-    return max(16, min(_BLOCK, triton.next_power_of_2(pixels)))
+def _block(pixels: int, most: int = _BLOCK) -> int:
+    return max(16, min(most, triton.next_power_of_2(pixels)))
 
 
 def forward(weights: Tensor, indices: Tensor, prompts: Tensor, height: int, width: int) -> Tensor:
@@ -182,7 +183,7 @@ def backward(
     batch, chosen = weights.shape
     resize, sizes = _sizes(prompts, dy.shape[2], dy.shape[3])
     channels, source_h, source_w, height, width = sizes
-    block = _block(source_h * source_w)
+    block = _block(source_h * source_w, _TRANSPOSED_BLOCK if resize else _BLOCK)
     planes = channels * triton.cdiv(source_h * source_w, block)
     partial = weights.new_empty((batch * chosen, planes) if need_weights else 0, dtype=torch.float32)
     dprompts = prompts.new_empty(prompts.shape if need_prompts else 0)

@@ -29,7 +29,7 @@ bool route_negatives(const NegativesForward& args, int threads) {
         valid = false;
         return;
       }
-      choose(row, prompts, chosen, positive);
+      choose(row, prompts, chosen, weights, positive);
       for (int64_t n = 0; n < prompts; ++n) pool[n] = 0;
       for (int64_t i = 0; i < chosen; ++i) pool[positive[i]] = 1;
       int64_t count = 0;

@@ -25,7 +25,7 @@ bool route_topk_forward(const RouteForward& args, int threads) {
         valid = false;
         return;
       }
-      choose(row, prompts, chosen, args.indices + b * chosen);
+      choose(row, prompts, chosen, weights, args.indices + b * chosen);
       weigh(row, prompts, args.indices + b * chosen, chosen, args.renormalize, row + prompts, weights);
       for (int64_t i = 0; i < chosen; ++i) store(static_cast<T*>(args.weights) + b * chosen + i, weights[i]);
     });

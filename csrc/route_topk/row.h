@@ -6,8 +6,8 @@
 #include <limits>
 
 #include "common/dtype.h"
+#include "common/normal.h"
 #include "common/parallel.h"
-#include "route_topk/math.h"
 
 namespace cpl {
 namespace CPL_ISA {
@@ -39,17 +39,19 @@ bool read_row(const T* logits, int64_t count, A* row) {
   return valid && highest - highest == 0;  // neither infinity
 }
 
-// exp(row - largest of those at `indices`, or of all); gives the sum over them.
+inline float exp_row(float x) { return exp_negative(x); }
+inline double exp_row(double x) { return std::exp(x); }
+
+// exp(row - its largest), which must not be -inf throughout (NaN then); gives the sum.
 template <typename A>
 A exponentials(const A* row, int64_t count, A* out) {
   A highest = row[0];
   for (int64_t n = 1; n < count; ++n) highest = row[n] > highest ? row[n] : highest;
-  A sum = 0;
-  for (int64_t n = 0; n < count; ++n) {
-    out[n] = highest == -std::numeric_limits<A>::infinity() ? std::numeric_limits<A>::quiet_NaN()
-                                                            : std::exp(row[n] - highest);
-    sum += out[n];
-  }
+  const bool none = highest == -std::numeric_limits<A>::infinity();
+#pragma omp simd
+  for (int64_t n = 0; n < count; ++n) out[n] = exp_row(row[n] - highest);
+  A sum = none ? std::numeric_limits<A>::quiet_NaN() : A(0);
+  for (int64_t n = 0; n < count; ++n) sum += out[n];
   return sum;
 }
 
@@ -66,10 +68,20 @@ void weigh(const A* row, int64_t count, const int64_t* indices, int64_t chosen, 
   }
 }
 
+// The k largest in descending order, ties to the lowest index. `best` has room for k values.
 template <typename A>
-void choose(const A* row, int64_t count, int64_t chosen, int64_t* indices) {
-  const auto value = [row](int64_t n) { return row[n]; };
-  for (int64_t i = 0; i < chosen; ++i) indices[i] = next_choice(value, count, i == 0 ? -1 : indices[i - 1]);
+void choose(const A* row, int64_t count, int64_t chosen, A* best, int64_t* indices) {
+  int64_t held = 0;
+  for (int64_t n = 0; n < count; ++n) {
+    if (held == chosen && !(row[n] > best[held - 1])) continue;
+    int64_t at = held < chosen ? held++ : held - 1;
+    for (; at > 0 && row[n] > best[at - 1]; --at) {
+      best[at] = best[at - 1];
+      indices[at] = indices[at - 1];
+    }
+    best[at] = row[n];
+    indices[at] = n;
+  }
 }
 
 }  // namespace CPL_ISA
