@@ -1,8 +1,7 @@
-"""route_topk against torch's chain of softmax, topk (and division). Run: make bench."""
+"""route_topk against torch's chain of softmax and topk. Run: make bench-route_topk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,46 +9,57 @@ import torch
 from torch import Tensor
 
 import cpl_kernels
-from benchmarks import harness
+from benchmarks import harness, rows
 from cpl_kernels.route_topk import reference
 
-Function = Callable[[Tensor], Tensor]
-# (B, N, k): the model's, more prompts, and a batch in which the arithmetic shows.
-CASES = [(8, 5, 1), (32, 64, 4), (1024, 64, 8)]
+
+def ours(backend: str) -> harness.Function:
+    return lambda logits, k: cpl_kernels.route_topk(logits, k, backend=backend)[0]
 
 
-def chain(k: int) -> Function:
-    return lambda logits: torch.softmax(logits, dim=1).topk(k, dim=1).values
+def chain(logits: Tensor, k: int) -> Tensor:
+    return torch.softmax(logits, dim=1).topk(k, dim=1).values
 
 
-def definition(k: int) -> Function:
-    return lambda logits: reference.route_topk(logits, k, False)[0]
+def definition(logits: Tensor, k: int) -> Tensor:
+    return reference.route_topk(logits, k, False)[0]
 
 
-IMPLEMENTATIONS: dict[str, Callable[[int], Function]] = {
-    "ours (native)": lambda k: lambda logits: cpl_kernels.route_topk(logits, k, backend="native")[0],
-    "reference eager": definition,
-    "torch.compile of the reference": lambda k: torch.compile(definition(k)),
-    "softmax and topk": chain,
-}
+def problem(batch: int, prompts: int, k: int) -> harness.Problem:
+    def make(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+        logits = torch.randn(batch, prompts, device=device, dtype=dtype, requires_grad=True)
+        return [logits], torch.randn(batch, k, device=device, dtype=dtype)
+
+    forward = batch * (prompts + 3 * k)  # read the logits, write weights and indices (8 bytes)
+    return harness.Problem(
+        (batch, prompts, k),
+        make,
+        {"forward": forward, "forward+backward": 2 * forward + batch * prompts},
+        forward,
+        fixed=lambda device: (k,),
+    )
 
 
-@pytest.mark.parametrize("passes", harness.PASSES)
-@pytest.mark.parametrize("case", CASES, ids=harness.shape_id)
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_route_topk(
-    benchmark: Any, copy_bandwidth: Callable[[int], float], name: str, case: tuple[int, int, int], passes: str
-) -> None:
-    torch.manual_seed(0)
-    batch, prompts, k = case
-    logits = torch.randn(batch, prompts, requires_grad=True)
-    dy = torch.randn(batch, k)
-    runs = harness.passes_of(IMPLEMENTATIONS[name](k), (logits,), dy)
-    harness.assert_same(runs, harness.passes_of(definition(k), (logits,), dy), atol=1e-6, sum_atol=1e-6)
-    kept = logits.nbytes + batch * k * (
-        logits.element_size() + 8
-    )  # read the logits, write weights and indices
-    harness.row(
-        benchmark, copy_bandwidth, op="route_topk", shape=case, passes=passes, name=name, run=runs[passes],
-        floor_bytes=kept if passes == "forward" else 2 * kept + logits.nbytes, working_set=2 * kept,
-    )  # fmt: skip
+# The model's, more prompts, and a batch in which the arithmetic shows beside the call.
+PROBLEMS = (problem(8, 5, 1), problem(32, 64, 4), problem(1024, 64, 8))
+
+BENCH = harness.Bench(
+    op="route_topk",
+    problems={"cpu": PROBLEMS, "cuda": PROBLEMS},
+    implementations={
+        "ours (native)": harness.on_device("cpu", lambda: ours("native")),
+        "ours (triton)": harness.on_device("cuda", lambda: ours("triton")),
+        "ours (cuda)": harness.on_device("cuda", lambda: ours("cuda")),
+        "reference eager": lambda: definition,
+        "torch.compile of the reference": harness.compiled(definition),
+        "softmax and topk": lambda: chain,
+    },
+    definition=definition,
+    tolerance=1e-6,
+    sum_tolerance=1e-6,
+)
+
+
+@pytest.mark.benchmark(timer=rows.CLOCK)
+def test_route_topk(benchmark: Any, row: rows.Row) -> None:
+    rows.measure(benchmark, row)

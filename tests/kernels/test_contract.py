@@ -79,7 +79,7 @@ def test_opcheck(op: OpSpec, target: Target, case: Case, layout: str) -> None:
     namespace = torch.ops.cpl_kernels
     names = backends.COMPOSED.get(op.name, (op.name,))
     with (
-        mock.patch.object(registration, "_watched", lambda args: True),  # by way of the dispatcher
+        mock.patch.object(registration, "_watched", return_value=True),  # by way of the dispatcher
         mock.patch.multiple(namespace, **{name: recorded(getattr(namespace, name)) for name in names}),
     ):
         case.call(**inputs, backend=target.backend)
