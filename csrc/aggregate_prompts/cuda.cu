@@ -125,8 +125,7 @@ struct BackwardTable {
     first_row = reinterpret_cast<int*>(columns + s.source_width * taps_w);
     first_column = first_row + s.source_height;
     fill(rows, first_row, taps_h, s.height, s.source_height);
-    fill(columns, first_column, taps_w, s.width, s.source_width);
-    __syncthreads();
+    fill(columns, first_column, taps_w, s.width, s.source_width);  // the list's barriers come before any read
   }
   template <typename T>
   __device__ A read(const T* plane, int row, int column, const Shape& s) const {
