@@ -43,6 +43,7 @@ class Problem:
         floor_elements: pass -> elements that must move, each input read and each result written once.
         working_set: elements of a copy that meets the same levels of the memory, read plus written.
         flops: pass -> floating-point operations, for ops that are bound by them.
+        fixed: device -> arguments behind the leaves that have no gradient: indices, sizes.
     """
 
     shape: tuple[int, ...]
@@ -50,10 +51,16 @@ class Problem:
     floor_elements: Mapping[str, int]
     working_set: int
     flops: Mapping[str, int] = field(default_factory=dict)
+    fixed: Callable[[torch.device], tuple[Any, ...]] = lambda device: ()
 
     @property
     def id(self) -> str:
         return "x".join(map(str, self.shape))
+
+    def bind(self, function: Function, device: torch.device) -> Function:
+        """``function`` of the leaves alone."""
+        fixed = self.fixed(device)
+        return (lambda *leaves: function(*leaves, *fixed)) if fixed else function
 
 
 @dataclass(frozen=True)
@@ -143,12 +150,12 @@ def runs(
     """
     torch.manual_seed(0)
     leaves, dy = problem.make(device, dtype)
-    gold = _results(passes_of(bench.definition, leaves, dy))
+    gold = _results(passes_of(problem.bind(bench.definition, device), leaves, dy))
     calls: dict[str, Calls] = {}
     absent: dict[str, str] = {}
     for name, factory in bench.implementations.items():
         try:
-            calls[name] = passes_of(factory(), leaves, dy)
+            calls[name] = passes_of(problem.bind(factory(), device), leaves, dy)
             got = _results(calls[name])
         except (Unavailable, ImportError, cpl_kernels.BackendError) as error:
             absent[name] = str(error)

@@ -24,8 +24,9 @@ def main(op: str, problem: str, dtype: str, passes: str, name: str) -> None:
     torch.set_num_threads(THREADS)
     bench = harness.load(op)
     torch.manual_seed(0)
-    leaves, dy = bench.problems["cpu"][int(problem)].make(torch.device("cpu"), getattr(torch, dtype))
-    call = harness.passes_of(bench.implementations[name](), leaves, dy)[passes]
+    size, cpu = bench.problems["cpu"][int(problem)], torch.device("cpu")
+    leaves, dy = size.make(cpu, getattr(torch, dtype))
+    call = harness.passes_of(size.bind(bench.implementations[name](), cpu), leaves, dy)[passes]
     call()
     print(peak(call))
 

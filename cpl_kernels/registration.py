@@ -4,16 +4,23 @@ Every op is two dispatcher ops, ``name`` and ``name_backward``. Both are opaque 
 (so fullgraph=True holds) and both take the requested backend as their last argument, so the
 backward of a call runs on the backend that ran its forward.
 
+What a caller gets is not the dispatcher op but a function beside it. Where nobody watches the
+dispatcher (no compilation, tracing, functorch transform, dispatch mode or tensor subclass), it calls
+the implementation directly: two passes through the dispatcher, each of them into Python and
+back, cost more than everything else about a call, and at the sizes of the prompt ops more than the kernel.
+Everywhere else it calls the dispatcher op. Both give the same results.
+
 ``torch.library.custom_op`` would be shorter, but costs 16 to 20 microseconds a call where
-``Library.impl`` costs 3.5; at the sizes of the prompt ops that is most of the time.
+``Library.impl`` costs 3.5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from cpl_kernels import autocast
@@ -23,16 +30,34 @@ NAMESPACE = torch.ops.cpl_kernels
 
 Impl = Callable[..., Any]
 
-
-def _requires_grad(args: Sequence[Any]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+_PLAIN = (Tensor, torch.nn.Parameter)  # subclasses have ways of their own to be called
 
 
-def register(name: str, schema: str, *, impl: Impl, fake: Impl) -> None:
-    """Register an op without a derivative (``schema``: the part after the name). It runs with autocast off."""
-    LIBRARY.define(name + schema, tags=[torch.Tag.pt2_compliant_tag])
-    LIBRARY.impl(name, autocast.off(impl), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"cpl_kernels::{name}", fake, lib=LIBRARY)
+def _watched(args: tuple[Any, ...]) -> bool:
+    """Whether this call must go through the dispatcher, because someone there may want to see it."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+    ):
+        return True
+    return any(isinstance(a, Tensor) and (type(a) not in _PLAIN or not (a.is_cpu or a.is_cuda)) for a in args)
+
+
+def _requires_grad(args: tuple[Any, ...]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+
+
+def register(name: str, schema: str, *, impl: Impl, fake: Impl) -> Impl:
+    """Register an op without a derivative (``schema``: the part after the name). It runs with autocast off.
+
+    Returns:
+        What to call: takes the op's arguments, by position.
+    """
+    impl = autocast.off(impl)
+    _define(name, schema, impl, fake)
+    return lambda *args: getattr(NAMESPACE, name)(*args) if _watched(args) else impl(*args)
 
 
 def register_differentiable(
@@ -46,57 +71,82 @@ def register_differentiable(
     backward_fake: Impl,
     save: Callable[[FunctionCtx, tuple[Any, ...], Any], None],
     grads: Callable[..., tuple[Any, ...]],
-) -> None:
+) -> tuple[Impl, Impl]:
     """Register ``name`` and ``name_backward``.
 
     Args:
         save: ``save(ctx, inputs, output)`` keeps what the backward needs on ``ctx``.
-        grads: ``grads(ctx, *output_grads)`` calls ``name_backward`` and returns one gradient (or
+        grads: ``grads(ctx, *output_grads)`` calls the backward and returns one gradient (or
             None) per input of ``name``.
+
+    Returns:
+        What to call for the two: each takes its op's arguments, by position.
     """
-    register(name, schema, impl=impl, fake=fake)
-    register(f"{name}_backward", backward_schema, impl=backward_impl, fake=backward_fake)
-    forward_op = getattr(NAMESPACE, name).default
-    backward_op = getattr(NAMESPACE, f"{name}_backward").default
 
-    class Forward(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = forward_op(*args)
-            ctx.set_materialize_grads(False)  # a None gradient costs nothing; zeros cost a pass
-            save(ctx, args, output)
-            return output
+    def forward_through(run: Impl) -> Impl:
+        class Forward(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *args: Any) -> Any:
+                output = run(*args)
+                ctx.set_materialize_grads(False)  # a None gradient costs nothing; zeros cost a pass
+                save(ctx, args, output)
+                return output
 
-        @staticmethod
-        def backward(ctx: Any, *output_grads: Any) -> Any:
-            if all(g is None for g in output_grads):
-                return (None,) * len(ctx.needs_input_grad)
-            return grads(ctx, *output_grads)
+            @staticmethod
+            def backward(ctx: Any, *output_grads: Any) -> Any:
+                if all(g is None for g in output_grads):
+                    return (None,) * len(ctx.needs_input_grad)
+                return grads(ctx, *output_grads)
 
-    class Backward(torch.autograd.Function):
-        """The backward op, whose own derivative is an error rather than a wrong answer."""
+        return Forward.apply
 
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                return backward_op(*args)
+    def backward_through(run: Impl) -> Impl:
+        class Backward(torch.autograd.Function):
+            """The backward op, whose own derivative is an error rather than a wrong answer."""
 
-        @staticmethod
-        def backward(ctx: Any, *output_grads: Any) -> Any:
-            raise RuntimeError(
-                f"{name} has no second derivative. For one, call its plain PyTorch definition "
-                f"instead: from cpl_kernels.{name}.reference import {name}"
-            )
+            @staticmethod
+            def forward(ctx: Any, *args: Any) -> Any:
+                return run(*args)
 
-    def through_autograd(function: type[torch.autograd.Function], op: Any) -> Impl:
-        def kernel(*args: Any) -> Any:
-            if _requires_grad(args):
-                return function.apply(*args)
+            @staticmethod
+            def backward(ctx: Any, *output_grads: Any) -> Any:
+                raise RuntimeError(
+                    f"{name} has no second derivative. For one, call its plain PyTorch definition "
+                    f"instead: from cpl_kernels.{name}.reference import {name}"
+                )
+
+        return Backward.apply
+
+    def callable_as(op_name: str, op_schema: str, op_impl: Impl, op_fake: Impl, through: Any) -> Impl:
+        op_impl = autocast.off(op_impl)
+        op = _define(op_name, op_schema, op_impl, op_fake)
+
+        def below_autograd(*args: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*args)
 
-        return kernel
+        dispatched, direct = through(below_autograd), through(op_impl)
+        LIBRARY.impl(
+            op_name,
+            lambda *args: dispatched(*args) if _requires_grad(args) else below_autograd(*args),
+            "Autograd",
+        )
 
-    LIBRARY.impl(name, through_autograd(Forward, forward_op), "Autograd")
-    LIBRARY.impl(f"{name}_backward", through_autograd(Backward, backward_op), "Autograd")
+        def call(*args: Any) -> Any:
+            if _watched(args):
+                return getattr(NAMESPACE, op_name)(*args)
+            return direct(*args) if _requires_grad(args) else op_impl(*args)
+
+        return call
+
+    return (
+        callable_as(name, schema, impl, fake, forward_through),
+        callable_as(f"{name}_backward", backward_schema, backward_impl, backward_fake, backward_through),
+    )
+
+
+def _define(name: str, schema: str, impl: Impl, fake: Impl) -> Any:
+    LIBRARY.define(name + schema, tags=[torch.Tag.pt2_compliant_tag])
+    LIBRARY.impl(name, impl, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"cpl_kernels::{name}", fake, lib=LIBRARY)
+    return getattr(NAMESPACE, name).default

@@ -3,10 +3,13 @@
 
 #include <cstdint>
 
+#include "aggregate_prompts/bind.h"
 #include "common/isa.h"
 #include "common/pyview.h"
 #include "gated_dwconv/bind.h"
 #include "layer_norm2d/bind.h"
+#include "route_negatives/bind.h"
+#include "route_topk/bind.h"
 
 #if !defined(CPL_CUDA_ARCHS)
 #define CPL_CUDA_ARCHS ""
@@ -23,13 +26,24 @@ PYBIND11_MODULE(_core, m) {
 #endif
 
   using NoGil = pybind11::call_guard<pybind11::gil_scoped_release>;
+  m.def("aggregate_prompts_forward", &cpl::bind::aggregate_prompts_forward, NoGil());
+  m.def("aggregate_prompts_backward", &cpl::bind::aggregate_prompts_backward, NoGil());
   m.def("gated_dwconv_forward", &cpl::bind::gated_dwconv_forward, NoGil());
   m.def("gated_dwconv_backward", &cpl::bind::gated_dwconv_backward, NoGil());
   m.def("layer_norm2d_forward", &cpl::bind::layer_norm2d_forward, NoGil());
   m.def("layer_norm2d_backward", &cpl::bind::layer_norm2d_backward, NoGil());
+  m.def("route_negatives", &cpl::bind::route_negatives, NoGil());
+  m.def("route_topk_forward", &cpl::bind::route_topk_forward, NoGil());
+  m.def("route_topk_backward", &cpl::bind::route_topk_backward, NoGil());
 #if defined(CPL_WITH_CUDA)
+  m.def("aggregate_prompts_planes", &cpl::bind::aggregate_prompts_planes);
+  m.def("aggregate_prompts_forward_cuda", &cpl::bind::aggregate_prompts_forward_cuda, NoGil());
+  m.def("aggregate_prompts_backward_cuda", &cpl::bind::aggregate_prompts_backward_cuda, NoGil());
   m.def("layer_norm2d_partial_rows", &cpl::bind::layer_norm2d_partial_rows);
   m.def("layer_norm2d_forward_cuda", &cpl::bind::layer_norm2d_forward_cuda, NoGil());
   m.def("layer_norm2d_backward_cuda", &cpl::bind::layer_norm2d_backward_cuda, NoGil());
+  m.def("route_negatives_cuda", &cpl::bind::route_negatives_cuda, NoGil());
+  m.def("route_topk_forward_cuda", &cpl::bind::route_topk_forward_cuda, NoGil());
+  m.def("route_topk_backward_cuda", &cpl::bind::route_topk_backward_cuda, NoGil());
 #endif
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from cpl.errors import CplError
@@ -71,6 +72,21 @@ def initialise(network: nn.Module, path: str) -> list[str]:
         lines.append(f"  {name} starts afresh: {reason}")
     lines += [f"  {name} is not used: not in the model" for name in sorted(source.keys() - own.keys())]
     return lines
+
+
+def optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over what of ``network`` is trained."""
+    from cpl.training.optimizer import PromptAdamW, pools_of
+
+    o = config.optimizer
+    return PromptAdamW(
+        [p for p in network.parameters() if p.requires_grad],
+        lr=o.lr,
+        betas=o.betas,
+        weight_decay=o.weight_decay,
+        eps=o.eps,
+        pools=pools_of(network) if o.keep_unused_prompts else [],
+    )
 
 
 def schedule(config: TrainConfig, steps: int, steps_per_epoch: float) -> CosineSchedule:

@@ -72,6 +72,10 @@ class OptimizerSection(Section):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: NonNegative = 1e-2
     eps: Positive = 1e-8
+    keep_unused_prompts: bool = Field(
+        default=False,
+        description="leave prompts that no image of the batch used as they are: value, moments, decay",
+    )
 
 
 class ScheduleSection(Section):

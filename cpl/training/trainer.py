@@ -117,11 +117,8 @@ class Trainer:
             model, criterion, config.loss.num_negatives if criterion is not None else 0
         )
         self.wrapped = self.accelerator.prepare(self.module)
-        o = config.optimizer
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=o.lr, betas=o.betas, weight_decay=o.weight_decay, eps=o.eps
-        )
+        self.optimizer = build.optimizer(config, model)
         self.guard = NonFiniteGuard(config.max_nonfinite, config.max_nonfinite_in_a_row)
         self.best: dict[str, Any] = {"psnr": -math.inf, "step": -1}
         self.step = 0  # updates done

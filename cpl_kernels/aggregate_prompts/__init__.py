@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from cpl_kernels import backends, checks
-from cpl_kernels.aggregate_prompts import op as _op  # noqa: F401  registers the op
-from cpl_kernels.registration import NAMESPACE
+from cpl_kernels.aggregate_prompts import op as _op
 
 __all__ = ["aggregate_prompts"]
+
+
+@overload
+def aggregate_prompts(
+    weights: Tensor,
+    indices: Tensor,
+    prompts: Tensor,
+    size: int | Sequence[int] | None = None,
+    *,
+    return_used: Literal[False] = False,
+    backend: str | None = None,
+) -> Tensor: ...
+
+
+@overload
+def aggregate_prompts(
+    weights: Tensor,
+    indices: Tensor,
+    prompts: Tensor,
+    size: int | Sequence[int] | None = None,
+    *,
+    return_used: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def aggregate_prompts(
@@ -20,8 +44,9 @@ def aggregate_prompts(
     prompts: Tensor,
     size: int | Sequence[int] | None = None,
     *,
+    return_used: bool = False,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     """Mix the prompts that were chosen for each image and resize the mixture.
 
         y[b] = resize(sum_i weights[b, i] * prompts[indices[b, i]])
@@ -37,12 +62,14 @@ def aggregate_prompts(
         prompts: [N, C, S_h, S_w], no dimension of size 0; usually square. Its dtype may differ
             from that of weights.
         size: (H, W), one int for both, or None for that of the prompts.
+        return_used: give the mask of the prompts that were chosen as well. The others' gradients are
+            exact zeros; an optimizer with momentum or weight decay would move them all the same.
         backend: "reference", "native", "triton" or "cuda"; None picks the default for the device.
 
     Returns:
         [B, C, H, W] in the dtype of prompts, also under autocast; accumulated and interpolated in
         float32 (float64 if either input is float64). The gradients of weights and prompts have their
-        dtypes.
+        dtypes. With ``return_used`` a pair, the second [N], bool: whether any image uses the prompt.
 
     Raises:
         TypeError: weights or prompts that are not floating, indices that are not int64.
@@ -66,7 +93,11 @@ def aggregate_prompts(
     checks.same_device(weights=weights, indices=indices, prompts=prompts)
     height, width = _size(size, prompts)
     request = backends.requested("aggregate_prompts", backend)
-    return NAMESPACE.aggregate_prompts(weights, indices, prompts, height, width, request)
+    y = _op.aggregate_prompts(weights, indices, prompts, height, width, request)
+    if not return_used:
+        return y
+    every = torch.arange(prompts.shape[0], device=indices.device)
+    return y, (indices.reshape(-1, 1) == every).any(dim=0)  # no scatter: nothing to race, nothing to sync
 
 
 def _size(size: int | Sequence[int] | None, prompts: Tensor) -> tuple[int, int]:

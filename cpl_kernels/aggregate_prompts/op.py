@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from cpl_kernels import backends, checks
-from cpl_kernels.registration import NAMESPACE, register_differentiable
+from cpl_kernels.registration import register_differentiable
 
 
 def check_values(indices: Tensor, prompts: int) -> None:
@@ -23,8 +23,9 @@ def check_values(indices: Tensor, prompts: int) -> None:
 def _forward(
     weights: Tensor, indices: Tensor, prompts: Tensor, height: int, width: int, backend: str
 ) -> Tensor:
-    check_values(indices, prompts.shape[0])
     chosen = backends.select("aggregate_prompts", backend, weights, indices, prompts)
+    if not getattr(chosen, "LOOKS_AT_VALUES", False):
+        check_values(indices, prompts.shape[0])
     return chosen.forward(weights, indices, prompts, height, width)
 
 
@@ -72,13 +73,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _grads(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     weights, indices, prompts = ctx.saved_tensors
     need_weights, _, need_prompts = ctx.needs_input_grad[:3]
-    dweights, dprompts = NAMESPACE.aggregate_prompts_backward(
+    dweights, dprompts = aggregate_prompts_backward(
         dy, weights, indices, prompts, need_weights, need_prompts, ctx.backend
     )
     return dweights if need_weights else None, None, dprompts if need_prompts else None, None, None, None
 
 
-register_differentiable(
+aggregate_prompts, aggregate_prompts_backward = register_differentiable(
     "aggregate_prompts",
     "(Tensor weights, Tensor indices, Tensor prompts, SymInt height, SymInt width, str backend) -> Tensor",
     impl=_forward,

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels import autocast, backends, checks
-from cpl_kernels.registration import NAMESPACE
-from cpl_kernels.route_negatives import op as _op  # noqa: F401  registers the op
+from cpl_kernels.route_negatives import op as _op
 from cpl_kernels.route_topk.op import check
 
 __all__ = ["route_negatives"]
@@ -87,7 +86,7 @@ def route_negatives(
         raise TypeError(f"seed must be int64, got {seed.dtype}; use torch.tensor(number)")
     if tuple(seed.shape) not in ((), (1,)):
         raise ValueError(f"seed must be one number, of shape [] or [1], got shape {tuple(seed.shape)}")
-    return NAMESPACE.route_negatives(
+    return _op.route_negatives(
         autocast.widen(logits.detach()),
         seed.to(logits.device),
         k,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cpl_kernels import backends
 from cpl_kernels.registration import register
-from cpl_kernels.route_topk.op import check_values
+from cpl_kernels.route_topk import values
 
 
 def _forward(
@@ -19,8 +19,9 @@ def _forward(
     renormalize: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    check_values(logits)
     chosen = backends.select("route_negatives", backend, logits, seed)
+    if not values.looked_at_by(chosen):
+        values.check(logits)
     return chosen.forward(logits, seed, k, num_negatives, positive_weights, renormalize)
 
 
@@ -37,7 +38,7 @@ def _forward_fake(
     return weights, torch.empty_like(weights, dtype=torch.int64)
 
 
-register(
+route_negatives = register(
     "route_negatives",
     "(Tensor logits, Tensor seed, int k, int num_negatives, bool positive_weights, bool renormalize,"
     " str backend) -> (Tensor, Tensor)",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from cpl_kernels import autocast, backends
-from cpl_kernels.registration import NAMESPACE
 from cpl_kernels.route_topk import op as _op
 
 __all__ = ["route_topk"]
@@ -50,5 +49,5 @@ def route_topk(
     """
     _op.check(logits, k, normalize)
     request = backends.requested("route_topk", backend)
-    weights, indices = NAMESPACE.route_topk(autocast.widen(logits), k, normalize == "topk", request)
+    weights, indices = _op.route_topk(autocast.widen(logits), k, normalize == "topk", request)
     return weights, indices

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from cpl_kernels import backends, checks
-from cpl_kernels.registration import NAMESPACE, register_differentiable
+from cpl_kernels.registration import register_differentiable
+from cpl_kernels.route_topk import values
 
 _warned = False
 
@@ -26,24 +27,6 @@ def check(logits: Tensor, k: int, normalize: str) -> None:
     checks.one_of("normalize", normalize, ("none", "topk"))
 
 
-def check_values(logits: Tensor) -> None:
-    """Every row must have a softmax: neither NaN nor +inf in it, and not -inf throughout.
-
-    Raises:
-        NonFiniteError: a row has none; its number and largest entry are named.
-    """
-    if not checks.values_visible(logits) or logits.shape[0] == 0:
-        return
-    highest = logits.amax(dim=1)  # [B]; NaN wins, so it shows
-    finite = torch.isfinite(highest)
-    if not finite.all():
-        row = int((~finite).nonzero()[0])
-        raise checks.NonFiniteError(
-            f"logits has no softmax in row {row}: its largest entry is {float(highest[row])}; "
-            "look for a non-finite value in the router's input or weights"
-        )
-
-
 def warn_if_cut(k: int, renormalize: bool) -> None:
     """Say once that k=1 with renormalised weights leaves the router without a gradient."""
     global _warned
@@ -57,9 +40,11 @@ def warn_if_cut(k: int, renormalize: bool) -> None:
 
 
 def _forward(logits: Tensor, k: int, renormalize: bool, backend: str) -> tuple[Tensor, Tensor]:
-    check_values(logits)
     warn_if_cut(k, renormalize)
-    return backends.select("route_topk", backend, logits).forward(logits, k, renormalize)
+    chosen = backends.select("route_topk", backend, logits)
+    if not values.looked_at_by(chosen):
+        values.check(logits)
+    return chosen.forward(logits, k, renormalize)
 
 
 def _forward_fake(logits: Tensor, k: int, renormalize: bool, backend: str) -> tuple[Tensor, Tensor]:
@@ -87,11 +72,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _grads(ctx: Any, dweights: Tensor, _: None) -> tuple[Tensor | None, ...]:
     logits, indices = ctx.saved_tensors
-    dlogits = NAMESPACE.route_topk_backward(dweights, logits, indices, ctx.renormalize, ctx.backend)
+    dlogits = route_topk_backward(dweights, logits, indices, ctx.renormalize, ctx.backend)
     return dlogits, None, None, None
 
 
-register_differentiable(
+route_topk, route_topk_backward = register_differentiable(
     "route_topk",
     "(Tensor logits, int k, bool renormalize, str backend) -> (Tensor, Tensor)",
     impl=_forward,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from cpl_kernels.route_topk import route_topk
 __all__ = ["sparse_prompt"]
 
 
+@overload
 def sparse_prompt(
     logits: Tensor,
     prompts: Tensor,
@@ -20,8 +22,34 @@ def sparse_prompt(
     size: int | Sequence[int] | None = None,
     normalize: str = "none",
     *,
+    return_used: Literal[False] = False,
     backend: str | None = None,
-) -> Tensor:
+) -> Tensor: ...
+
+
+@overload
+def sparse_prompt(
+    logits: Tensor,
+    prompts: Tensor,
+    k: int,
+    size: int | Sequence[int] | None = None,
+    normalize: str = "none",
+    *,
+    return_used: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def sparse_prompt(
+    logits: Tensor,
+    prompts: Tensor,
+    k: int,
+    size: int | Sequence[int] | None = None,
+    normalize: str = "none",
+    *,
+    return_used: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Choose k of N prompts by their logits, mix them by their softmax weights and resize the mixture.
 
         weights, indices = route_topk(logits, k, normalize)
@@ -35,10 +63,11 @@ def sparse_prompt(
         k: how many prompts to mix, 1 <= k <= N.
         size: (H, W), one int for both, or None for that of the prompts.
         normalize: "none" or "topk", as for route_topk.
+        return_used: give the mask of the prompts that were chosen as well, as aggregate_prompts does.
         backend: "reference", "native", "triton" or "cuda"; None picks the default for the device.
 
     Returns:
-        [B, C, H, W] in the dtype of prompts.
+        [B, C, H, W] in the dtype of prompts; with ``return_used`` a pair, the second [N], bool.
 
     Raises:
         TypeError, ValueError, RuntimeError: as route_topk and aggregate_prompts; ValueError if the
@@ -56,4 +85,6 @@ def sparse_prompt(
             f"but prompts {tuple(prompts.shape)} holds {prompts.shape[0]}"
         )
     weights, indices = route_topk(logits, k, normalize, backend=request)
+    if return_used:
+        return aggregate_prompts(weights, indices, prompts, size, return_used=True, backend=request)
     return aggregate_prompts(weights, indices, prompts, size, backend=request)

@@ -44,7 +44,9 @@ class Target:
     @contextlib.contextmanager
     def serving(self, op: str) -> Iterator[None]:
         """Within it the public function with ``backend=self.backend`` runs on this target."""
-        with emulator.on_cpu(op, self.seed) if self.emulated else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            for part in backends.COMPOSED.get(op, (op,)) if self.emulated else ():
+                stack.enter_context(emulator.on_cpu(part, self.seed))
             yield
 
     def run(

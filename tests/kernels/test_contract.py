@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cpl_kernels import backends
+from cpl_kernels import backends, registration
 from tests.kernels import spec
 from tests.kernels.harness import assert_same_bits, run
 from tests.kernels.spec import CAST, WIDEN, Bad, Case, OpSpec
@@ -77,8 +77,10 @@ def test_opcheck(op: OpSpec, target: Target, case: Case, layout: str) -> None:
         return record
 
     namespace = torch.ops.cpl_kernels
-    with mock.patch.multiple(
-        namespace, **{n: recorded(getattr(namespace, n)) for n in backends.COMPOSED.get(op.name, (op.name,))}
+    names = backends.COMPOSED.get(op.name, (op.name,))
+    with (
+        mock.patch.object(registration, "_watched", return_value=True),  # by way of the dispatcher
+        mock.patch.multiple(namespace, **{name: recorded(getattr(namespace, name)) for name in names}),
     ):
         case.call(**inputs, backend=target.backend)
     assert calls

@@ -1,0 +1,27 @@
+"""route_topk in CUDA C++ for CUDA tensors (csrc/route_topk/cuda.cu)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cpl_kernels.core import core
+from cpl_kernels.route_topk import compiled
+
+
+def why_not(logits: Tensor) -> str | None:
+    return (
+        None if logits.device.type == "cuda" else f"it runs on CUDA tensors and logits is on {logits.device}"
+    )
+
+
+def forward(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
+    with torch.cuda.device(logits.device):
+        kernel, stream = core().route_topk_forward_cuda, torch.cuda.current_stream().cuda_stream
+        return compiled.forward(kernel, logits, k, renormalize, stream)[:2]
+
+
+def backward(dweights: Tensor, logits: Tensor, indices: Tensor, renormalize: bool) -> Tensor:
+    with torch.cuda.device(logits.device):
+        kernel, stream = core().route_topk_backward_cuda, torch.cuda.current_stream().cuda_stream
+        return compiled.backward(kernel, dweights, logits, indices, renormalize, stream)
