@@ -21,12 +21,6 @@ SECONDS = 530  # of nine minutes; what is left is for starting and writing
 DRY_SECONDS = 110
 
 
-def known_ops() -> tuple[str, ...]:
-    """As harness.OPS, which would take seconds to import here."""
-    found = (stages.ROOT / "benchmarks").glob("bench_*.py")
-    return tuple(sorted(path.stem.removeprefix("bench_") for path in found))
-
-
 def plan(only: list[str], wheels: Path | None, dry: bool) -> list[Stage]:
     """The stages; all that are not left out have at most ``seconds``, the benchmarks what the others leave."""
     device = "cpu" if dry else "cuda"
@@ -64,7 +58,7 @@ def plan(only: list[str], wheels: Path | None, dry: bool) -> list[Stage]:
         ),
         Stage("ceilings", 30, module("ceilings"), last),
         Stage("benchmarks", None, module("cases", "--seconds", "{seconds}", *only),
-              lambda text: {"cases": stages.json_lines(text)}),
+              checks.read_cases),
     ]  # fmt: skip
 
 
@@ -75,20 +69,24 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
-    parser.add_argument("--only", nargs="+", default=[], metavar="OP", help=f"of {', '.join(known_ops())}")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="OP", help=f"of {', '.join(stages.known_ops())}"
+    )
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="wheels of peers that only run on a GPU")
     parser.add_argument("--dry", action="store_true", help="the same code on the CPU: small, once, no build")
     args = parser.parse_args(argv)
-    unknown = [op for op in args.only if op not in known_ops()]
+    unknown = [op for op in args.only if op not in stages.known_ops()]
     if unknown:
-        parser.error(f"--only: {', '.join(unknown)}: no such benchmark; there are {', '.join(known_ops())}")
+        parser.error(
+            f"--only: {', '.join(unknown)}: no such benchmark; there are {', '.join(stages.known_ops())}"
+        )
     if args.wheels and not args.wheels.is_dir():
         parser.error(f"--wheels: {args.wheels} is no folder")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running stage is ended too
     facts = {
         "dry": args.dry,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "only": args.only or list(known_ops()),
+        "only": args.only or list(stages.known_ops()),
     }
     well = stages.run_all(
         plan(args.only, args.wheels, args.dry), args.out, DRY_SECONDS if args.dry else SECONDS, facts

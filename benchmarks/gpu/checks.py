@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu import stages
+
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-index", "--no-deps"]
 BUILD = [*PIP, "-v", "--no-build-isolation", "-e", "."]
 # All that is marked ``gpu`` stands here; other tests need packages that a machine with a GPU may not have.
@@ -91,4 +93,17 @@ def read_sanitizer(text: str) -> dict[str, Any]:
         **read_small_calls(text),
         "summary": summary[-1] if summary else "no summary",
         "errors": errors[:FAILURES_KEPT],
+    }
+
+
+def read_cases(text: str) -> dict[str, Any]:
+    """What was measured; a case or an implementation that failed is a failure of the stage."""
+    cases = stages.json_lines(text)
+    failed = sum("error" in case or bool(case.get("failed")) for case in cases)
+    if not failed:
+        return {"cases": cases}
+    return {
+        "cases": cases,
+        "state": stages.FAILED,
+        "why": f"{failed} of {len(cases)} sizes not as they should be",
     }

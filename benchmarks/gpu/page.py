@@ -91,7 +91,8 @@ def _benchmarks(stage: Result, stages: Result) -> list[str]:
     copy = stages.get("ceilings", {}).get("copy_gb_per_s")
     lines = [
         "Time of one call: median. Against ours: median (and quartiles) of the ratios within a round, all "
-        "implementations taking turns, over inputs in turn that together exceed twice the L2 cache unless it says otherwise. "
+        "implementations taking turns, over inputs in turn that together exceed twice the L2 cache unless it says "
+        "otherwise. "
         "GB/s: of the bytes that must move at least. Peak memory: torch's allocations in one call, beyond its inputs."
     ]
     for case in stage.get("cases", ()):

@@ -36,6 +36,12 @@ def json_lines(text: str) -> list[dict[str, Any]]:
     return found
 
 
+def known_ops() -> tuple[str, ...]:
+    """As harness.OPS, which would import torch and cpl_kernels, and only from this tree."""
+    found = (ROOT / "benchmarks").glob("bench_*.py")
+    return tuple(sorted(path.stem.removeprefix("bench_") for path in found))
+
+
 @dataclass(frozen=True)
 class Stage:
     """One step.
