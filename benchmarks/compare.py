@@ -33,6 +33,14 @@ from benchmarks.gpu.stages import ROOT, end_group, known_ops
 SECONDS, LEAST_ROUNDS = 3.0, 15  # per case
 TURN_SECONDS, MOST_CALLS = 0.02, 200  # quick calls are timed several at a time
 SLOWER, NOTHING = 1, 2  # exit statuses
+ENVIRONMENT = {
+    # A side that waits must not spin on the cores of the side whose turn it is.
+    "OMP_WAIT_POLICY": "passive",
+    # Memory that was freed is kept. Else every large result is fresh pages from the system, and where one side gets
+    # huge pages and the other does not, a commit is several times slower than itself.
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
 
 
 class CompareError(RuntimeError):
@@ -60,8 +68,7 @@ class Side:
 
     def __init__(self, tree: Path) -> None:
         command = [sys.executable, "-m", "benchmarks.compare", "--serve", str(tree)]
-        # A side that waits must not spin on the cores of the side whose turn it is.
-        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+        environment = {**os.environ, **ENVIRONMENT}
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -89,6 +96,10 @@ def serve(tree: Path) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not stand among the answers
     sys.path.insert(0, str(tree))
+    # An editable install would fill in what that tree's cpl_kernels does not have.
+    sys.meta_path[:] = [
+        f for f in sys.meta_path if not getattr(f, "__module__", "").startswith("__editable__")
+    ]
     import cpl_kernels
 
     assert Path(cpl_kernels.__file__).is_relative_to(tree), cpl_kernels.__file__
@@ -132,7 +143,7 @@ def prepared(op: str, problem: int, dtype: str, passes: str) -> tuple[Callable[[
 
 
 def taken_in_turn(
-    here: Callable[[], float], there: Callable[[], float], seconds: float = SECONDS
+    here: Callable[[], float], there: Callable[[], float], seconds: float
 ) -> tuple[list[float], list[float]]:
     """Times of both sides, round after round; who is first changes, as the second may find a warmer machine."""
     times: dict[Any, list[float]] = {here: [], there: []}
@@ -236,6 +247,7 @@ def compare_sides(
         ours, theirs = taken_in_turn(
             lambda calls=calls: here.ask(calls=calls)["seconds"],
             lambda calls=calls: there.ask(calls=calls)["seconds"],
+            SECONDS,
         )
         found = verdict(ours, theirs, threshold)
         verdicts.append(found)

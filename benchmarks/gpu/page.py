@@ -32,7 +32,10 @@ def markdown(result: Result) -> str:
     lines += ["| stage | outcome |", "|---|---|"]
     lines += [f"| {name} | {_cell(outcome(stage))} |" for name, stage in stages.items()]
     for name, stage in stages.items():
-        part = PARTS.get(name, _nothing)(stage, stages)
+        try:
+            part = PARTS.get(name, _nothing)(stage, stages)
+        except Exception as error:  # the stages to come, and the other parts, are worth more than this one
+            part = [f"Not shown, see result.json: {_cell(repr(error))}"]
         if part:
             lines += ["", f"## {name[0].upper()}{name[1:]}", "", *part]
         if "tail" in stage:
