@@ -21,7 +21,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,12 +212,8 @@ def stale(tree: Path = ROOT) -> str | None:
 
 def compare(ops: Sequence[str], rev: str, threshold: float) -> int:
     """Print a line a case; the exit status."""
-    with checked_out(rev) as tree, contextlib.ExitStack() as stack:
-        sides = []
-        for root in (ROOT, tree):
-            sides.append(Side(root))
-            stack.callback(sides[-1].close)
-        return compare_sides(*sides, list(cases(ops)), rev, threshold)
+    with checked_out(rev) as tree, closing(Side(ROOT)) as here, closing(Side(tree)) as there:
+        return compare_sides(here, there, list(cases(ops)), rev, threshold)
 
 
 def cases(ops: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -229,6 +227,10 @@ def cases(ops: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
                 for passes in harness.PASSES:
                     request = {"op": op, "problem": index, "dtype": dtype, "passes": passes}
                     yield bench.group(problem, dtype, passes), request
+
+
+def seconds_of(side: Any, calls: int) -> float:
+    return float(side.ask(calls=calls)["seconds"])
 
 
 def compare_sides(
@@ -245,9 +247,7 @@ def compare_sides(
         slowest = max(answer["seconds"] for answer in first)
         calls = max(1, min(MOST_CALLS, round(TURN_SECONDS / slowest)))
         ours, theirs = taken_in_turn(
-            lambda calls=calls: here.ask(calls=calls)["seconds"],
-            lambda calls=calls: there.ask(calls=calls)["seconds"],
-            SECONDS,
+            partial(seconds_of, here, calls), partial(seconds_of, there, calls), SECONDS
         )
         found = verdict(ours, theirs, threshold)
         verdicts.append(found)

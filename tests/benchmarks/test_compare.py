@@ -28,10 +28,12 @@ REQUEST = {"op": "some", "problem": 0, "dtype": "float32", "passes": "forward"}
         ([1.0, 10.0, 1.0, 10.0, 1.0], [1.0, 10.0, 1.0, 10.0, 1.0], 1.0, False),
         ([1.1, 11.0, 1.1, 11.0, 1.1], [1.0, 10.0, 1.0, 10.0, 1.0], 1.1, True),
         ([1.0, 1.0, 1.0, 50.0, 50.0], [1.0] * 5, 1.0, False),
+        ([1.0, 2.0, 30.0, 1.0, 30.0], [1.0, 1.0, 30.0, 1.0, 30.0], 1.0, False),
     ],
     ids=[
         "same", "past", "at the threshold", "faster", "a slow spell hits both", "slower in any spell",
         "two rounds disturbed",
+        "medians apart, rounds not",
     ],
 )  # fmt: skip
 def test_verdict(here: list[float], there: list[float], ratio: float, slower: bool) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -259,6 +262,54 @@ def test_inputs_take_turns_and_results_are_held_until_all_are_there() -> None:
     assert seen == [0, 1, 2]
     assert len({result.data_ptr() for result in results}) == 3
     assert how.startswith(timing.EAGER)
+
+
+class FakeCuda:
+    """As much of torch.cuda as a capture takes; kernels run at once, a replay only counts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, refuses: bool = False) -> None:
+        self.replayed = 0
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+
+        @contextlib.contextmanager
+        def capture(graph: Any) -> Iterator[None]:
+            yield
+            if refuses:
+                raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+
+        def replay() -> None:
+            self.replayed += 1
+
+        event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda end: 2.5)
+        for name, fake in {
+            "Stream": lambda: stream,
+            "current_stream": lambda: stream,
+            "stream": lambda stream: contextlib.nullcontext(),
+            "CUDAGraph": lambda: SimpleNamespace(replay=replay),
+            "graph": capture,
+            "synchronize": lambda: None,
+            "Event": lambda enable_timing: event,
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+
+
+def test_what_can_be_captured_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, made = FakeCuda(monkeypatch), []
+    run, how = timing.replayable([lambda i=i: made.append(i) or i for i in range(2)], torch.device("cuda"))
+    assert how == timing.GRAPH
+    assert made == [0, 1] * (timing.WARMUP + 1)
+    assert (run(), cuda.replayed) == ([0, 1], 1)  # the results that the graph writes to
+    assert len(made) == 2 * (timing.WARMUP + 1)  # nothing is launched but the graph
+    assert timing.clock(torch.device("cuda"))(run) == 2.5e-3  # events give milliseconds
+
+
+def test_what_cannot_be_captured_runs_eagerly_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, made = FakeCuda(monkeypatch, refuses=True), []
+    run, how = timing.replayable([lambda: made.append(1)], torch.device("cuda"))
+    assert how == "eager: RuntimeError: operation not permitted when stream is capturing"
+    before = len(made)
+    run()
+    assert (len(made), cuda.replayed) == (before + 1, 0)
 
 
 @pytest.mark.parametrize(
