@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import idle
-from benchmarks.gpu.stages import ROOT, end_group, known_ops
+from benchmarks.gpu.stages import ROOT, end_session, known_ops
 
 # harness imports cpl_kernels. Here it may only be imported once the side is known, in serve().
 
@@ -90,7 +90,7 @@ class Side:
         return json.loads(answer)
 
     def close(self) -> None:
-        end_group(self.process)
+        end_session(self.process)
 
 
 def serve(tree: Path) -> None:
@@ -171,7 +171,6 @@ def checked_out(rev: str) -> Iterator[Path]:
         with contextlib.suppress(CompareError):  # it was not added yet
             _git("worktree", "remove", "--force", str(folder / "tree"))
         shutil.rmtree(folder, ignore_errors=True)
-        _git("worktree", "prune")
 
 
 def _git(*arguments: str) -> str:
@@ -192,7 +191,7 @@ def _build(tree: Path) -> None:
         try:
             code = process.wait()
         finally:
-            end_group(process)
+            end_session(process)
         if code != 0:
             said.seek(0)
             raise CompareError(f"building {tree.name} of the other commit failed:\n{said.read()[-4000:]}")

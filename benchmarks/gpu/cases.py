@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.gpu.stages import ROOT, end_group
+from benchmarks.gpu.stages import ROOT
 
 CASE_SECONDS = 75.0  # most of it compilation; more means that it hangs
 RESERVE = 4.0  # for naming what was not reached
@@ -52,9 +52,7 @@ def measured(
     end = time.monotonic() + seconds
     left = list(cases)
     while left and time.monotonic() < end:
-        worker = subprocess.Popen(
-            [*command, json.dumps(left)], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
+        worker = subprocess.Popen([*command, json.dumps(left)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         lines: queue.Queue[str | None] = queue.Queue()
         reader = threading.Thread(target=_read, args=(worker, lines), daemon=True)
         reader.start()
@@ -79,7 +77,8 @@ def measured(
             if trouble:
                 yield {"case": left.pop(0), "error": trouble}
         finally:
-            end_group(worker)
+            worker.kill()
+            worker.wait()
     for case in left:
         yield {"case": case, "error": "not measured: the time was up"}
 

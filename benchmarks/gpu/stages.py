@@ -91,7 +91,7 @@ def run(stage: Stage, seconds: float, log: Any) -> dict[str, Any]:
             [part.replace("{seconds}", f"{seconds:.1f}") for part in stage.command],
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **stage.environment},
-            start_new_session=True,  # a group of its own, so that its children end with it
+            start_new_session=True,  # so that all that it started can be found and ended
         )  # fmt: skip
     except OSError as error:
         return {"state": FAILED, "why": str(error)}
@@ -102,7 +102,7 @@ def run(stage: Stage, seconds: float, log: Any) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         state, why = OVERRUN, f"killed after {seconds:.0f} s"
     finally:
-        end_group(process)
+        end_session(process)
     log.seek(begin)
     text = log.read().decode(errors="replace")
     log.seek(0, os.SEEK_END)
@@ -115,10 +115,18 @@ def run(stage: Stage, seconds: float, log: Any) -> dict[str, Any]:
         return {**kept, "state": FAILED, "why": f"its output could not be read: {error!r}"}
 
 
-def end_group(process: subprocess.Popen[Any]) -> None:
-    """Kill a process that leads a group, and all that is left of the group."""
+def end_session(process: subprocess.Popen[Any]) -> None:
+    """Kill a process that was started with start_new_session, and all that is left of what it started.
+
+    Its group is not enough: ninja gives every compiler one of its own.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended since
+            state, _, _, session = status.read_text().rsplit(")", 1)[1].split()[:4]
+            if int(session) == process.pid and state != "Z":
+                os.kill(int(status.parent.name), signal.SIGKILL)
     process.wait()
 
 

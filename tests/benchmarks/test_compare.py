@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -156,6 +157,15 @@ def test_the_worktree_is_removed_whatever_happens(
         raise trouble
     assert not trees[0].parent.exists()
     assert str(trees[0]) not in worktrees()
+
+
+@needs_git
+def test_a_worktree_that_git_cannot_remove_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "_build", lambda tree: shutil.rmtree(tree))
+    with compare.checked_out("HEAD") as tree:
+        pass
+    assert str(tree) not in worktrees()
+    assert not tree.parent.exists()
 
 
 @needs_git

@@ -90,8 +90,8 @@ def test_a_stage_that_overruns_is_killed_with_its_children_and_the_next_one_runs
 ) -> None:
     child = tmp_path / "child"
     sleeps = (
-        "import subprocess, sys, time\n"
-        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "import os, subprocess, sys, time\n"
+        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], preexec_fn=os.setpgrp)\n"
         f"open({str(child)!r}, 'w').write(str(p.pid))\n"
         "print('as far as here'); time.sleep(60)"
     )
@@ -253,6 +253,17 @@ def test_a_wrong_or_broken_implementation_is_named_and_the_others_are_timed(
     assert "Not shown, see result.json: KeyError('matmul_side')" in written  # the page survives what it lacks
     assert "- not here: elsewhere: no such peer" in written
     assert "- not here: wrong: FAILED" in written
+
+
+def test_the_time_is_that_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round makes a call for each of two inputs."""
+    bench = tiny({"ours": lambda: torch.sin, "peer": lambda: torch.sin})
+    monkeypatch.setattr(harness, "load", lambda op: bench)
+    taken = {"ours": [4.0, 4.0, 8.0], "peer": [8.0, 8.0, 16.0]}
+    monkeypatch.setattr(harness, "interleaved", lambda calls, clock: taken)
+    rows = {row["name"]: row for row in measure.case("tiny", 0, "float32", CPU)["rows"]}
+    assert (rows["ours"]["seconds"], rows["peer"]["seconds"]) == (2.0, 4.0)
+    assert (rows["ours"]["ratio"], rows["peer"]["ratio"]) == (1.0, 2.0)
 
 
 def test_inputs_take_turns_and_results_are_held_until_all_are_there() -> None:
