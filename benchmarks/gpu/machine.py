@@ -15,7 +15,7 @@ import torch
 from benchmarks.gpu.stages import ROOT
 
 CLOCKS = "clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,temperature.gpu"
-PACKAGES = ("torch", "triton", "numpy")
+PACKAGES = ("torch", "triton", "numpy", "setuptools", "pybind11", "cmake", "ninja", "pytest")
 
 
 def said(*command: str) -> str | None:

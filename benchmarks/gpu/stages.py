@@ -112,7 +112,8 @@ def run(stage: Stage, seconds: float, log: Any) -> dict[str, Any]:
     try:
         return {**kept, **stage.read(text)}
     except Exception as error:  # a page without one stage's figures is better than none
-        return {**kept, "state": FAILED, "why": f"its output could not be read: {error!r}"}
+        unread = f"its output could not be read: {error!r}"
+        return {**kept, "state": FAILED, "why": unread, "tail": text[-TAIL:]} if state == DONE else kept
 
 
 def end_session(process: subprocess.Popen[Any]) -> None:

@@ -152,6 +152,7 @@ def test_what_goes_wrong_is_said(tmp_path: Path, go: Any) -> None:
             Stage("crash", 9, python("print('last words'); raise SystemExit(3)")),
             Stage("absent", 9, [str(tmp_path / "no such program")]),
             Stage("garbled", 9, python("print('no JSON')"), lambda text: stages.json_lines(text)[-1]),
+            Stage("both", 9, python("raise SystemExit(4)"), lambda text: stages.json_lines(text)[-1]),
             Stage("not here", 9, python(""), left_out="no such tool"),
         ]
     )
@@ -159,10 +160,13 @@ def test_what_goes_wrong_is_said(tmp_path: Path, go: Any) -> None:
     kept = result["stages"]
     assert (kept["crash"]["state"], kept["crash"]["why"]) == (FAILED, "exit status 3")
     assert kept["absent"]["state"] == kept["garbled"]["state"] == FAILED
+    assert "could not be read" in kept["garbled"]["why"]
+    assert kept["both"]["why"] == "exit status 4"  # not what followed from it
     assert kept["not here"] == {"state": LEFT_OUT, "why": "no such tool"}
     written = (tmp_path / "page.md").read_text()
     assert "last words" in written
     assert "no such program" in written
+    assert "no JSON" in written
 
 
 def test_all_gpu_tests_stand_where_they_are_looked_for() -> None:
