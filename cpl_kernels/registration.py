@@ -5,7 +5,7 @@ Every op is two dispatcher ops, ``name`` and ``name_backward``. Both are opaque 
 backward of a call runs on the backend that ran its forward.
 
 What a caller gets is not the dispatcher op but a function beside it. Where nobody watches the
-dispatcher (no compilation, tracing, functorch transform, dispatch mode or tensor subclass), it calls
+dispatcher (no compilation, tracing, functorch transform, dispatch mode, profiler or tensor subclass), it calls
 the implementation directly: two passes through the dispatcher, each of them into Python and
 back, cost more than everything else about a call, and at the sizes of the prompt ops more than the kernel.
 Everywhere else it calls the dispatcher op. Both give the same results.
@@ -40,6 +40,7 @@ def _watched(args: tuple[Any, ...]) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
+        or torch.autograd.profiler._is_profiler_enabled  # a profile names the ops
     ):
         return True
     return any(isinstance(a, Tensor) and (type(a) not in _PLAIN or not (a.is_cpu or a.is_cuda)) for a in args)

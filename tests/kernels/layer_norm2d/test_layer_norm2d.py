@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 import cpl_kernels
+from cpl_kernels import core
 from cpl_kernels.layer_norm2d import reference
 from tests.conftest import INTERPRETED
 from tests.kernels import targets
@@ -71,3 +73,24 @@ def test_explicit_backend_never_falls_back() -> None:
         cpl_kernels.layer_norm2d(x, weight, backend="cuda")
     with pytest.raises(RuntimeError, match="float64"):
         cpl_kernels.layer_norm2d(x.double(), weight, backend="triton")
+
+
+@pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
+@pytest.mark.parametrize("width", [520, 521])
+def test_results_larger_than_the_caches(width: int) -> None:
+    """From 24 MiB on the C++ kernel writes past the caches where all rows are aligned (520), and else does not (521).
+    Pixels do not depend on one another, so each image has the bits that it has alone."""
+    shape = (3, 8, 512, width)
+    rng = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(shape, generator=rng) for _ in range(2))
+    weight = torch.randn(8, generator=rng)
+
+    def run(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        y = cpl_kernels.layer_norm2d(x, weight, backend="native")
+        return y.detach(), torch.autograd.grad(y, x, dy)[0]
+
+    together = run(x, dy)
+    for i in range(shape[0]):
+        alone = run(x[i : i + 1], dy[i : i + 1])
+        assert all(torch.equal(a[i : i + 1], b) for a, b in zip(together, alone, strict=True))
