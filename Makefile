@@ -8,7 +8,7 @@ CXX_SOURCES := $(shell find csrc tests/cuda_host -name '*.cpp' -o -name '*.cu' -
 DEMO ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo publish-demo test test-full lint format bench package clean
+.PHONY: help install demo publish-demo test test-full lint format bench compare package clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,14 +29,12 @@ publish-demo: demo  ## Keep the demo's figures and picture sheet for the README
 	$(BIN)/python -c "from PIL import Image; Image.open('$(DEMO)/before_restored_truth.png').convert('RGB').save('docs/images/demo.jpg', quality=88)"
 
 test: $(INSTALLED)  ## Run all tests (Triton's interpreter in a process of its own)
-	$(BIN)/python -m pytest -m 'not slow and not interpreter'
+	$(BIN)/python -m pytest -m 'not slow and not interpreter and not gpu'
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m 'interpreter and not slow' tests/kernels
 
-test-full: $(INSTALLED)  ## Run the full grid too: every instruction set, every slow test
-	$(BIN)/python -m pytest -m 'not interpreter'
+test-full: $(INSTALLED)  ## Run the full grid too: every instruction set, target, configuration and slow test
+	$(BIN)/python -m pytest -m 'not interpreter and not gpu'
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpreter tests/kernels
-	CPL_ISA=avx2 $(BIN)/python -m pytest tests/kernels -m 'not interpreter'
-	CPL_ISA=baseline $(BIN)/python -m pytest tests/kernels -m 'not interpreter'
 
 lint: $(INSTALLED)  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
@@ -59,6 +57,9 @@ bench-defaults: $(INSTALLED)
 bench-%: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks/bench_$*.py --benchmark-json=benchmarks/results/cpu_$*.json
 	$(BIN)/python -m benchmarks.report benchmarks/results/cpu_$*.json --chart benchmarks/results/cpu_$*.png > benchmarks/results/cpu_$*.md
+
+compare: $(INSTALLED)  ## Kernels of this tree against another commit: make compare REV=main
+	$(BIN)/python -m benchmarks.compare $(REV)
 
 package: $(INSTALLED)  ## Build the sdist and, from it, the wheel; install it into an empty environment; use it
 	rm -rf dist

@@ -25,7 +25,7 @@ from torch import Tensor
 import cpl_kernels
 from cpl_kernels import backends, dispatch
 
-SECONDS, LEAST_ROUNDS = 1.0, 9  # per case and, together, all its backends
+SECONDS, LEAST_ROUNDS = 0.5, 9  # per case and, together, all its backends
 THREADS = 2
 Call = Callable[[str], tuple[Tensor, list[Tensor]]]
 
@@ -50,19 +50,48 @@ def gated_dwconv(elements: int, dtype: torch.dtype) -> Call:
     return lambda backend: (cpl_kernels.gated_dwconv(*leaves, backend=backend), leaves)
 
 
+def route_topk(elements: int, dtype: torch.dtype) -> Call:
+    logits = torch.randn(elements // 5, 5, dtype=dtype, requires_grad=True)
+    return lambda backend: (cpl_kernels.route_topk(logits, 2, backend=backend)[0], [logits])
+
+
+def route_negatives(elements: int, dtype: torch.dtype) -> Call:
+    """No gradient: the draw alone."""
+    logits, seed = torch.randn(elements // 5, 5, dtype=dtype), torch.tensor(7)
+    return lambda backend: (cpl_kernels.route_negatives(logits, 1, 4, seed=seed, backend=backend)[0], [])
+
+
+def aggregate_prompts(elements: int, dtype: torch.dtype) -> Call:
+    """Eight images choose one of five prompts each, resized to 1.5x."""
+    side = round((elements / 8 / 64) ** 0.5 / 1.5)
+    prompts = torch.randn(5, 64, side, side, dtype=dtype, requires_grad=True)
+    weights = torch.rand(8, 1, dtype=dtype, requires_grad=True)
+    indices = torch.arange(8)[:, None] % 5
+
+    def call(backend: str) -> tuple[Tensor, list[Tensor]]:
+        y = cpl_kernels.aggregate_prompts(weights, indices, prompts, side * 3 // 2, backend=backend)
+        return y, [weights, prompts]
+
+    return call
+
+
 OPS: dict[str, Callable[[int, torch.dtype], Call]] = {
     "layer_norm2d": layer_norm2d,
     "gated_dwconv": gated_dwconv,
+    "route_topk": route_topk,
+    "route_negatives": route_negatives,
+    "aggregate_prompts": aggregate_prompts,
 }
 
 
 def measure(call: Call, names: list[str]) -> dict[str, dict[str, float]]:
-    """Median seconds and median paired ratio to the reference of every backend, forward with backward."""
+    """Median seconds and median paired ratio to the reference of every backend, with the backward if there is one."""
 
     def once(name: str) -> float:
         start = time.perf_counter()
         out, leaves = call(name)
-        torch.autograd.grad(out, leaves, torch.ones_like(out))
+        if leaves:
+            torch.autograd.grad(out, leaves, torch.ones_like(out))
         return time.perf_counter() - start
 
     for name in names:
