@@ -15,6 +15,10 @@ help:  ## Show this list
 
 install: $(INSTALLED)  ## Set up a virtual environment with everything in it (editable)
 
+# Machine code for six architectures would be most of the set-up's time; the driver compiles this for any GPU from
+# sm_80 on, and the tests compile every kernel for every architecture on their own.
+export CPL_CUDA_ARCHS ?= 80-virtual
+
 # Versions come from constraints.txt: an unpinned torch could bring gigabytes of CUDA packages.
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(CORE_SOURCES)
 	$(PYTHON) -m venv $(VENV)

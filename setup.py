@@ -107,9 +107,10 @@ def cuda_archs(nvcc: str) -> str:
     """As CMake wants them: real code for each, and PTX of the oldest for GPUs yet to come."""
     asked = os.environ.get("CPL_CUDA_ARCHS")
     if asked:
-        return ";".join(f"{arch}-real" for arch in re.split(r"[;, ]+", asked.strip()))
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-    known = set(re.findall(r"compute_(\d+)", listed))
+        listed = re.split(r"[;, ]+", asked.strip())
+        return ";".join(arch if "-" in arch else f"{arch}-real" for arch in listed)  # 80-virtual: PTX alone
+    known_to = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    known = set(re.findall(r"compute_(\d+)", known_to))
     archs = [f"{arch}-real" for arch in WANTED_ARCHS if arch.rstrip("a") in known]
     return ";".join([*archs, "80-virtual"] if "80" in known else archs)
 
