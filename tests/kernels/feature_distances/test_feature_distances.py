@@ -8,6 +8,7 @@ from torch import Tensor
 
 import cpl_kernels
 from cpl_kernels.feature_distances import reference
+from cpl_kernels.feature_distances.memory import NO_NORM, Layer
 from tests.kernels.feature_distances.spec import case, naive
 from tests.kernels.harness import DTYPES
 
@@ -107,3 +108,36 @@ def test_keeps_the_inputs_only() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         cpl_kernels.feature_distances(anchor, others, normalize=True)
     assert {t.data_ptr() for t in kept} == {anchor.data_ptr(), others.data_ptr()}
+
+
+def _image(*strides_of: str) -> tuple[Tensor, Tensor]:
+    anchor, others = torch.randn(2, 8, 6, 6), torch.randn(3, 2, 8, 6, 6)
+    if "last" in strides_of:
+        anchor = anchor.contiguous(memory_format=torch.channels_last)
+        others = others.movedim(2, -1).contiguous().movedim(-1, 2)
+    if "some channels" in strides_of:
+        anchor, others = anchor[:, 2:6], others[:, :, 2:6]
+    return anchor[:1].expand_as(anchor) if "one image" in strides_of else anchor, others[::2]
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(
+    "how", [(), ("last",), ("some channels",), ("last", "some channels"), ("one image",)]
+)
+def test_what_can_be_walked_is_not_copied(how: tuple[str, ...], normalize: bool) -> None:
+    anchor, others = _image(*how)
+    layer = Layer.of(anchor, others, normalize)
+    assert (layer.anchor.data_ptr(), layer.others.data_ptr()) == (anchor.data_ptr(), others.data_ptr())
+    assert layer.channels_last == ("last" in how)
+    assert (layer.norm == NO_NORM) != normalize
+    if not normalize and "some channels" not in how:
+        assert layer.size()[2:] == (1, anchor[0].numel()), "one long run"
+
+
+def test_gradients_lie_as_their_tensors_do() -> None:
+    anchor, others = (x.requires_grad_() for x in _image("last"))
+    for normalize in (False, True):
+        d = cpl_kernels.feature_distances(anchor, others, normalize=normalize)
+        danchor, dothers = torch.autograd.grad(d.sum(), [anchor, others])
+        assert danchor.stride() == anchor.stride()
+        assert dothers[0].stride() == others[0].stride()
