@@ -1,8 +1,12 @@
-"""feature_distances against torch's chains, at the layers of VGG16 for a batch of 256x256. Run: make
-bench-feature_distances."""
+"""feature_distances against torch's chains, K = 4, at the layers of VGG16 for two images of 256x256.
+
+Run: make bench-feature_distances.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,10 +19,22 @@ from benchmarks import harness, rows
 from cpl_kernels.feature_distances import reference
 
 NEGATIVES = 4
+Pair = Callable[[Tensor, Tensor], Tensor]
+
+
+@functools.lru_cache(maxsize=1)
+def negatives(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """They have no gradient in training, so they are no leaf of the harness but belong to their anchor's size."""
+    rng = torch.Generator(device).manual_seed(1)
+    return torch.randn(NEGATIVES, *shape, dtype=dtype, device=device, generator=rng)
+
+
+def against_negatives(function: Pair) -> harness.Function:
+    return lambda anchor: function(anchor, negatives(anchor.shape, anchor.dtype, anchor.device))
 
 
 def ours(backend: str) -> harness.Function:
-    return lambda anchor, others: cpl_kernels.feature_distances(anchor, others, backend=backend)
+    return against_negatives(lambda a, o: cpl_kernels.feature_distances(a, o, backend=backend))
 
 
 def chain(anchor: Tensor, others: Tensor) -> Tensor:
@@ -26,45 +42,35 @@ def chain(anchor: Tensor, others: Tensor) -> Tensor:
 
 
 def l1_losses(anchor: Tensor, others: Tensor) -> Tensor:
-    """F.l1_loss, one negative after the other; its mean over an image is taken apart, as it has none by image."""
-    losses = [F.l1_loss(anchor, other, reduction="none").flatten(1).mean(1) for other in others.unbind()]
-    return torch.stack(losses)
-
-
-def definition(anchor: Tensor, others: Tensor) -> Tensor:
-    return reference.feature_distances(anchor, others, 1, False)
+    """F.l1_loss for one negative after the other; the mean over an image is ours, its own is over the batch."""
+    return torch.stack([F.l1_loss(anchor, o, reduction="none").flatten(1).mean(1) for o in others.unbind()])
 
 
 def problem(*shape: int) -> harness.Problem:
     def make(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
         anchor = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
-        others = torch.randn(NEGATIVES, *shape, device=device, dtype=dtype)
-        return [anchor, others], torch.randn(NEGATIVES, shape[0], device=device)
+        negatives(anchor.shape, dtype, anchor.device)  # memory is measured from here on
+        return [anchor], torch.randn(NEGATIVES, shape[0], device=device)
 
     elements = torch.Size(shape).numel()
     # All are read; the backward reads all again and writes the anchor's gradient.
-    floor = {
-        "forward": (NEGATIVES + 1) * elements,
-        "forward+backward": (2 * NEGATIVES + 3) * elements,
-    }
+    floor = {"forward": (NEGATIVES + 1) * elements, "forward+backward": (2 * NEGATIVES + 3) * elements}
     return harness.Problem(shape, make, floor, (NEGATIVES + 2) * elements)
 
 
+SIZES = (problem(2, 64, 256, 256), problem(2, 128, 128, 128), problem(2, 256, 64, 64))
 BENCH = harness.Bench(
     op="feature_distances",
-    problems={
-        device: (problem(2, 64, 256, 256), problem(2, 128, 128, 128), problem(2, 256, 64, 64))
-        for device in ("cpu", "cuda")
-    },
+    problems={"cpu": SIZES, "cuda": SIZES},
     implementations={
         "ours (native)": harness.on_device("cpu", lambda: ours("native")),
         "ours (triton)": harness.on_device("cuda", lambda: ours("triton")),
         "ours (cuda)": harness.on_device("cuda", lambda: ours("cuda")),
-        "torch chain": lambda: chain,
-        "torch.compile of the chain": harness.compiled(chain),
-        "F.l1_loss, a loop": lambda: l1_losses,
+        "torch chain": lambda: against_negatives(chain),
+        "torch.compile of the chain": lambda: against_negatives(harness.compiled(chain)()),
+        "F.l1_loss, a loop": lambda: against_negatives(l1_losses),
     },
-    definition=definition,
+    definition=against_negatives(lambda a, o: reference.feature_distances(a, o, 1, False)),
     tolerance=1e-4,
     sum_tolerance=1e-4,  # no gradient sums over pixels
 )

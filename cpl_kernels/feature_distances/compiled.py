@@ -13,13 +13,23 @@ from cpl_kernels.feature_distances.memory import Layer, gradient_like
 
 
 def forward(
-    kernel: Callable[..., None], anchor: Tensor, others: Tensor, p: int, normalize: bool, *where: int
+    kernel: Callable[..., None],
+    anchor: Tensor,
+    others: Tensor,
+    p: int,
+    normalize: bool,
+    where: int,
+    scratch: Callable[..., int] | None = None,
 ) -> Tensor:
-    """``where`` is what the kernel takes last: the number of threads, or scratch memory and the CUDA stream."""
+    """``where`` is the kernel's last argument: the number of threads, or the CUDA stream; before it comes scratch
+    memory of so many elements as ``scratch`` says, if it is given."""
     distances = anchor.new_empty(others.shape[:2], dtype=wide(anchor.dtype, others.dtype))
     if others.numel():
         layer = Layer.of(anchor, others, normalize)
-        kernel(*_read(layer), distances.data_ptr(), *_options(layer, p), *where)
+        memory = _scratch(layer, distances, scratch)
+        kernel(
+            *_read(layer), distances.data_ptr(), *_options(layer, p), *(x.data_ptr() for x in memory), where
+        )
     return distances
 
 
@@ -32,7 +42,8 @@ def backward(
     normalize: bool,
     need_anchor: bool,
     need_others: bool,
-    *where: int,
+    where: int,
+    scratch: Callable[..., int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     if not others.numel():
         return (
@@ -44,13 +55,15 @@ def backward(
     dtype = layer.anchor.dtype
     danchor = torch.empty(layer.anchor.shape if need_anchor else (0,), dtype=dtype, device=anchor.device)
     dothers = torch.empty(layer.others.shape if need_others else (0,), dtype=dtype, device=anchor.device)
+    memory = _scratch(layer, dy, scratch)
     kernel(
         *_read(layer),
         dy.data_ptr(),
         danchor.data_ptr() if need_anchor else 0,
         dothers.data_ptr() if need_others else 0,
         *_options(layer, p),
-        *where,
+        *(x.data_ptr() for x in memory),
+        where,
     )
     return (
         layer.gradient(anchor, 1, danchor) if need_anchor else anchor.new_empty(0),
@@ -65,3 +78,7 @@ def _read(layer: Layer) -> tuple[int, ...]:
 
 def _options(layer: Layer, p: int) -> tuple[int, ...]:
     return *layer.size(), p, layer.norm, DTYPE_CODES[layer.anchor.dtype]
+
+
+def _scratch(layer: Layer, like: Tensor, elements: Callable[..., int] | None) -> tuple[Tensor, ...]:
+    return () if elements is None else (like.new_empty(elements(*layer.size(), layer.norm)),)

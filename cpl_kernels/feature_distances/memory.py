@@ -17,7 +17,7 @@ NO_NORM, ACROSS_ROWS, ALONG_RUN = 0, 1, 2
 
 
 def gradient_like(x: Tensor, lead: int) -> Tensor:
-    """An uninitialised gradient of ``x``, whose channels stand behind ``lead`` dimensions: 1 in the anchor, 2 in others.
+    """An uninitialised gradient of ``x``, whose channels stand behind ``lead`` dimensions: 1 (anchor) or 2 (others).
 
     Fakes and backends both call this, so that they agree.
     """

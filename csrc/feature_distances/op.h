@@ -57,4 +57,13 @@ struct DistancesBackward {
 CPL_DECLARE_PER_ISA(void feature_distances_forward(const DistancesForward& args, int threads))
 CPL_DECLARE_PER_ISA(void feature_distances_backward(const DistancesBackward& args, int threads))
 
+#if defined(CPL_WITH_CUDA)
+namespace cuda {
+// Elements of the scratch buffer (fp32, or fp64 for fp64 images) that either pass wants.
+int64_t feature_distances_scratch(const DistancesSize& size, Norm norm);
+void feature_distances_forward(const DistancesForward& args, void* scratch, void* stream);
+void feature_distances_backward(const DistancesBackward& args, void* scratch, void* stream);
+}  // namespace cuda
+#endif
+
 }  // namespace cpl
