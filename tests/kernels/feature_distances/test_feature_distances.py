@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 import cpl_kernels
-from cpl_kernels.feature_distances import reference
+from cpl_kernels import core
+from cpl_kernels.feature_distances import native, reference
 from cpl_kernels.feature_distances.memory import NO_NORM, Layer
-from tests.kernels.feature_distances.spec import case, naive
+from tests.kernels import targets
+from tests.kernels.feature_distances.spec import SPEC, case, naive
 from tests.kernels.harness import DTYPES
 
 
@@ -110,8 +112,11 @@ def test_keeps_the_inputs_only() -> None:
     assert {t.data_ptr() for t in kept} == {anchor.data_ptr(), others.data_ptr()}
 
 
-def _image(*strides_of: str) -> tuple[Tensor, Tensor]:
-    anchor, others = torch.randn(2, 8, 6, 6), torch.randn(3, 2, 8, 6, 6)
+LAYOUTS = [(), ("last",), ("some channels",), ("last", "some channels"), ("one image",)]
+
+
+def _image(*strides_of: str, height: int = 6, width: int = 6) -> tuple[Tensor, Tensor]:
+    anchor, others = torch.randn(2, 8, height, width), torch.randn(3, 2, 8, height, width)
     if "last" in strides_of:
         anchor = anchor.contiguous(memory_format=torch.channels_last)
         others = others.movedim(2, -1).contiguous().movedim(-1, 2)
@@ -132,6 +137,34 @@ def test_what_can_be_walked_is_not_copied(how: tuple[str, ...], normalize: bool)
     assert (layer.norm == NO_NORM) != normalize
     if not normalize and "some channels" not in how:
         assert layer.size()[2:] == (1, anchor[0].numel()), "one long run"
+
+
+@targets.on("feature_distances")
+@pytest.mark.parametrize("how", LAYOUTS, ids=", ".join)
+def test_both_in_a_layout(target: targets.Target, how: tuple[str, ...]) -> None:
+    """Images longer than a tile; so are the rows where they are channels of a larger planar image."""
+    height, width = (41, 27) if "last" in how else (66, 65)
+    for normalize in (False, True):
+        named = case("layout", "anchor and others alike", 2, (2, 8, height, width), normalize=normalize)
+        inputs = dict(zip(("anchor", "others"), _image(*how, height=height, width=width), strict=True))
+        targets.check(SPEC, named, target, inputs, torch.float32)
+
+
+@pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_that_are_written_past_the_caches(dtype: torch.dtype, normalize: bool) -> None:
+    """From 24 MiB on; odd sizes, so that a tile begins in the middle of a cache line. Every element is compared."""
+    height = 2**20 // dtype.itemsize // 201
+    anchor, others = torch.randn(1, 25, height, 201).to(dtype), torch.randn(1, 1, 25, height, 201).to(dtype)
+    dy = torch.full((1, 1), float(anchor.numel()))
+    assert anchor.nbytes > 24 * 2**20
+    got, expected = (
+        module.backward(dy, anchor, others, 1, normalize, True, True) for module in (native, reference)
+    )
+    tolerances = {"rtol": 0.01, "atol": 1e-4} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    for mine, theirs in zip(got, expected, strict=True):  # of size 1, or 1/5 if normalised; a rounding apart
+        torch.testing.assert_close(mine, theirs, **tolerances)
 
 
 def test_gradients_lie_as_their_tensors_do() -> None:
