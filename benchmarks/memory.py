@@ -1,38 +1,69 @@
-"""Peak memory of one call, in bytes: python -m benchmarks.memory OP PROBLEM DTYPE PASS NAME
+"""Peak memory of one call of every implementation of an op: python -m benchmarks.memory OP PROBLEM DTYPE
 
-A process of its own, so that nothing left by another call is reused. The call is made once (compilation, caches of
-libraries), what was freed goes back to the system, the system's mark of the largest resident set is reset, and the
-call is made again; printed is how far that mark then rose. Outputs and what is kept for the backward count, inputs
-do not. C++ scratch memory counts too, which torch's own profiler would not see. Linux only.
+Prints a line of JSON for each pass and implementation that runs here. Each is measured in a process of its own, so
+that nothing left by another is reused: a fork of one that has imported torch and nothing more (no thread, no tensor),
+which saves the seconds of the import. There the call is made once (compilation, caches of libraries), what was freed
+goes back to the system, the system's mark of the largest resident set is reset, and the call is made again; kept is
+how far that mark then rose. Outputs and what is kept for the backward count, inputs do not. C++ scratch memory counts
+too, which torch's own profiler would not see. Linux only.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import json
+import os
+import signal
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import cpl_kernels
 from benchmarks import harness
 
 THREADS = 2
+MOST_SECONDS = 300  # of one of them, most of it compilation; more means that it hangs
 
 
-def main(op: str, problem: str, dtype: str, passes: str, name: str) -> None:
-    torch.set_num_threads(THREADS)
+def main(op: str, problem: str, dtype: str) -> None:
+    # A pool of threads does not live through a fork, and a child that waited for one would wait for ever.
+    torch.set_num_threads(1)
     bench = harness.load(op)
-    torch.manual_seed(0)
-    size, cpu = bench.problems["cpu"][int(problem)], torch.device("cpu")
-    leaves, dy = size.make(cpu, getattr(torch, dtype))
-    call = harness.passes_of(size.bind(bench.implementations[name](), cpu), leaves, dy)[passes]
-    call()
-    print(peak(call))
+    for passes in harness.PASSES:
+        for name in bench.implementations:
+            in_a_process_of_its_own(lambda p=passes, n=name: _print_peak(bench, int(problem), dtype, p, n))
 
 
-def peak(call) -> int:  # type: ignore[no-untyped-def]
-    """How far the resident set rises above where it is, while ``call`` runs and its result is held."""
+def in_a_process_of_its_own(work: Callable[[], None]) -> None:
+    """Run ``work`` in a fork of this process and wait for it.
+
+    Raises:
+        RuntimeError: it did not end well; its traceback is on stderr.
+    """
+    child = os.fork()
+    if child == 0:
+        signal.alarm(MOST_SECONDS)
+        status = 1
+        try:
+            work()
+            sys.stdout.flush()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)  # never back into the loop of the parent
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status != 0:
+        raise RuntimeError(f"the process that measures ended with {status}")
+
+
+def peak(call: Callable[[], Any]) -> int:
+    """How far the resident set rises above where it is, while ``call`` runs and its result is held, in bytes."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
@@ -43,11 +74,22 @@ def peak(call) -> int:  # type: ignore[no-untyped-def]
     return max(0, risen)
 
 
+def _print_peak(bench: harness.Bench, problem: int, dtype: str, passes: str, name: str) -> None:
+    torch.set_num_threads(THREADS)
+    torch.manual_seed(0)
+    size, cpu = bench.problems["cpu"][problem], torch.device("cpu")
+    leaves, dy = size.make(cpu, getattr(torch, dtype))
+    try:
+        call = harness.passes_of(size.bind(bench.implementations[name](), cpu), leaves, dy)[passes]
+        call()
+    except (harness.Unavailable, ImportError, cpl_kernels.BackendError):
+        return  # the timing says why it is absent
+    print(json.dumps({"passes": passes, "name": name, "peak_bytes": peak(call)}))
+
+
 def _status(key: str) -> int:
-    line = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key + ":")
-    )
-    return int(line.split()[1]) * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key + ":")).split()[1]) * 1024
 
 
 if __name__ == "__main__":

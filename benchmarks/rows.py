@@ -7,6 +7,7 @@ were taken through pytest-benchmark's own clock, so that its tables and files ar
 from __future__ import annotations
 
 import functools
+import json
 import subprocess
 import sys
 from collections import deque
@@ -81,7 +82,7 @@ def measure(benchmark: Any, row: Row) -> None:
         floor_bytes=moved,
         gb_per_s=rate,
         share_of_copy_bandwidth=rate / copies.gb_per_s(problem.working_set * itemsize),
-        peak_bytes=peak_bytes(row),
+        peak_bytes=_peaks(row.op, row.problem, row.dtype)[row.passes, row.name],
     )
     if row.passes in problem.flops:
         benchmark.extra_info["tflop_per_s"] = problem.flops[row.passes] / benchmark.stats.stats.median / 1e12
@@ -99,19 +100,12 @@ def _runs(op: str, problem: int, dtype: str) -> tuple[dict[str, harness.Calls], 
     return harness.runs(bench, bench.problems["cpu"][problem], torch.device("cpu"), getattr(torch, dtype))
 
 
-def peak_bytes(row: Row) -> int:
-    """Of one call in a process of its own (benchmarks/memory.py), beyond its inputs."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.memory",
-        row.op,
-        str(row.problem),
-        row.dtype,
-        row.passes,
-        row.name,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+@functools.cache
+def _peaks(op: str, problem: int, dtype: str) -> dict[tuple[str, str], int]:
+    """(pass, name) -> bytes, each of one call in a process of its own (benchmarks/memory.py), beyond its inputs."""
+    command = [sys.executable, "-m", "benchmarks.memory", op, str(problem), dtype]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}:\n{done.stderr}")
-    return int(done.stdout)
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}; its messages stand above")
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {(one["passes"], one["name"]): one["peak_bytes"] for one in found}
