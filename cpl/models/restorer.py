@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cpl.models.config import LEVELS, ModelConfig
 from cpl.nn.block import PatchEmbed, TransformerBlock
 from cpl.nn.padding import pad_to_multiple
+from cpl.nn.pointwise import PointwiseConv
 from cpl.nn.prompt import NegativeDraw, SparsePromptModule
 from cpl.nn.resample import Downsample, Upsample
 
@@ -51,9 +52,6 @@ class Restorer(nn.Module):
             count = blocks[index] if count is None else count
             return nn.Sequential(*(self._block(channels, heads[index]) for _ in range(count)))
 
-        def reduce(channels: int, to: int) -> nn.Conv2d:
-            return nn.Conv2d(channels, to, 1, bias=False)
-
         self.patch_embed = PatchEmbed(dim)
         if config.num_prompts:
             self.prompt1, self.prompt2, self.prompt3 = (self._prompt_module(i) for i in LEVELS)
@@ -67,21 +65,21 @@ class Restorer(nn.Module):
 
         # With prompts, mixing them in brings the latent down to 4 dim before it is upsampled.
         self.up4_3 = Upsample(4 * dim if config.num_prompts else 8 * dim)
-        self.reduce_chan_level3 = reduce(6 * dim if config.num_prompts else 8 * dim, 4 * dim)
+        self.reduce_chan_level3 = PointwiseConv(6 * dim if config.num_prompts else 8 * dim, 4 * dim)
         if config.num_prompts:
             self.noise_level3 = self._block(config.prompted_width(3), config.prompt_heads)
-            self.reduce_noise_level3 = reduce(config.prompted_width(3), 4 * dim)
+            self.reduce_noise_level3 = PointwiseConv(config.prompted_width(3), 4 * dim)
         self.decoder_level3 = level(4 * dim, 2)
         self.up3_2 = Upsample(4 * dim)
-        self.reduce_chan_level2 = reduce(4 * dim, 2 * dim)
+        self.reduce_chan_level2 = PointwiseConv(4 * dim, 2 * dim)
         if config.num_prompts:
             self.noise_level2 = self._block(config.prompted_width(2), config.prompt_heads)
-            self.reduce_noise_level2 = reduce(config.prompted_width(2), 4 * dim)
+            self.reduce_noise_level2 = PointwiseConv(config.prompted_width(2), 4 * dim)
         self.decoder_level2 = level(2 * dim, 1)
         self.up2_1 = Upsample(2 * dim)
         if config.num_prompts:
             self.noise_level1 = self._block(config.prompted_width(1), config.prompt_heads)
-            self.reduce_noise_level1 = reduce(config.prompted_width(1), 2 * dim)
+            self.reduce_noise_level1 = PointwiseConv(config.prompted_width(1), 2 * dim)
         self.decoder_level1 = level(2 * dim, 0)
         self.refinement = level(2 * dim, 0, config.num_refinement_blocks)
         self.output = nn.Conv2d(2 * dim, 3, 3, padding=1, bias=False)

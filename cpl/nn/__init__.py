@@ -5,6 +5,7 @@ from cpl.nn.block import PatchEmbed, TransformerBlock
 from cpl.nn.feed_forward import GDFN
 from cpl.nn.norm import LayerNorm2d
 from cpl.nn.padding import pad_to_multiple, reflected_index
+from cpl.nn.pointwise import PointwiseConv
 from cpl.nn.prompt import NegativeDraw, SparsePromptModule
 from cpl.nn.resample import Downsample, Upsample
 
@@ -15,6 +16,7 @@ __all__ = [
     "LayerNorm2d",
     "NegativeDraw",
     "PatchEmbed",
+    "PointwiseConv",
     "SparsePromptModule",
     "TransformerBlock",
     "Upsample",

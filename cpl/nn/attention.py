@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cpl.nn.pointwise import PointwiseConv
 from cpl_kernels import channel_attention
 
 
@@ -31,9 +32,9 @@ class MDTA(nn.Module):
                 f"channels must be a multiple of heads, got {channels} channels and {heads} heads"
             )
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
+        self.qkv = PointwiseConv(channels, 3 * channels)
         self.qkv_dwconv = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=False)
-        self.project_out = nn.Conv2d(channels, channels, 1, bias=False)
+        self.project_out = PointwiseConv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv_dwconv(self.qkv(x))  # [B, 3C, H, W]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from cpl.nn.pointwise import PointwiseConv
 from cpl_kernels import gated_dwconv
 
 
@@ -23,9 +24,9 @@ class GDFN(nn.Module):
 
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        self.project_in = nn.Conv2d(channels, 2 * hidden, 1, bias=False)
+        self.project_in = PointwiseConv(channels, 2 * hidden)
         self.dwconv = nn.Conv2d(2 * hidden, 2 * hidden, 3, padding=1, groups=2 * hidden, bias=False)
-        self.project_out = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.project_out = PointwiseConv(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.project_in(x)  # [B, 2h, H, W]

@@ -47,7 +47,7 @@ class PromptAdamW(torch.optim.AdamW):
         if pool not in self.state:  # before the first step the moments are zeros, and so they stay
             for name in ("exp_avg", "exp_avg_sq"):
                 self.state[pool].setdefault(name, torch.zeros_like(pool))
-            self.state[pool]["step"] = torch.zeros((), dtype=torch.float32)
+            self.state[pool]["step"] = torch.zeros((), dtype=torch.float32, device=pool.device)
         values = [pool, *(self.state[pool][name] for name in ("exp_avg", "exp_avg_sq"))]
         return unused, [(value, value.clone()) for value in values]
 

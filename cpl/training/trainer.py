@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from cpl.training import build, preflight, rng
+from cpl.training.allocator import keep_freed_memory
 from cpl.training.checkpoints import CheckpointStore
 from cpl.training.config import TrainConfig
 from cpl.training.guard import NonFiniteGuard
@@ -97,6 +98,8 @@ class Trainer:
         config = self.config
         preflight.check_data(config)
         self.accelerator = _accelerator(config)
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         rng.seed_everything(config.seed)
         self.dataset = build.training_dataset(config)

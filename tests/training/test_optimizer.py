@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cpl.training.optimizer import PromptAdamW, pools_of
 
-OPTIONS = {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.1}
+OPTIONS = {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.1, "fused": True}  # fused: as training has it
 
 
 def pool() -> nn.Parameter:

@@ -1,0 +1,69 @@
+"""The model's 1x1 convolution (cpl.nn.PointwiseConv) against torch's. Run: make bench-pointwise_conv."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import harness, rows
+from cpl.nn.pointwise import pointwise_conv
+
+
+def convolution(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight)
+
+
+def matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """The obvious product, which folds the batch into the rows."""
+    return torch.matmul(weight.flatten(1), x.flatten(2)).view(len(x), -1, *x.shape[2:])
+
+
+def problem(batch: int, channels: int, out: int, side: int) -> harness.Problem:
+    def make(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+        x = torch.randn(batch, channels, side, side, device=device, dtype=dtype, requires_grad=True)
+        weight = torch.randn(out, channels, 1, 1, device=device, dtype=dtype, requires_grad=True)
+        return [x, weight], torch.randn(batch, out, side, side, device=device, dtype=dtype)
+
+    read, written, weights = channels * side**2 * batch, out * side**2 * batch, channels * out
+    # The backward pass reads x, dy and the weight and writes the gradients of x and weight.
+    floor = {
+        "forward": read + weights + written,
+        "forward+backward": 3 * read + 2 * written + 3 * weights,
+    }
+    products = 2 * batch * channels * out * side**2
+    flops = {"forward": products, "forward+backward": 3 * products}
+    return harness.Problem((batch, channels, out, side, side), make, floor, read + written, flops)
+
+
+# The widest ones of cplir-tiny as the demonstration has it (GDFN in and out, qkv); of the full model at 128 pixels.
+SIZES = (
+    (4, 32, 170, 48),
+    (4, 85, 32, 48),
+    (4, 32, 96, 48),
+    (1, 48, 254, 128),
+    (1, 127, 48, 128),
+    (1, 192, 1020, 32),
+)
+
+BENCH = harness.Bench(
+    op="pointwise_conv",
+    problems={"cpu": tuple(problem(*size) for size in SIZES), "cuda": ()},
+    implementations={
+        "ours (batched product)": lambda: pointwise_conv,
+        "conv2d": lambda: convolution,
+        "matmul": lambda: matmul,
+        "torch.compile of conv2d": harness.compiled(convolution),
+    },
+    definition=convolution,
+    tolerance=1e-3,  # sums of up to 1020 products of numbers near 1, |y| up to 150
+    sum_tolerance=1e-2,  # sums of up to 16384
+)
+
+
+@pytest.mark.benchmark(timer=rows.CLOCK)
+def test_pointwise_conv(benchmark: Any, row: rows.Row) -> None:
+    rows.measure(benchmark, row)
