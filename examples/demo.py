@@ -68,7 +68,7 @@ def run(output: Path, threads: int, overrides: list[str]) -> dict[str, Any]:
     from rich.console import Console
 
     import cpl
-    from cpl.data import bundled_photos, evaluation_cases
+    from cpl.data import BundledSource, bundled_photos, evaluation_cases
     from cpl.inference.evaluate import evaluate
     from cpl.training import Trainer, load_preset
 
@@ -80,7 +80,9 @@ def run(output: Path, threads: int, overrides: list[str]) -> dict[str, Any]:
         shutil.rmtree(run_dir)  # an earlier demonstration; only its own folder
 
     console = Console(stderr=True, highlight=False)
-    photos = bundled_photos("test")
+    source = config.data.sources[0]
+    assert isinstance(source, BundledSource)
+    photos = bundled_photos("test", source.scale)
     console.print(
         f"training {config.model.name} for {config.steps} steps; then restoring "
         f"{', '.join(p.name for p in photos)}, which it has not seen",
@@ -94,8 +96,7 @@ def run(output: Path, threads: int, overrides: list[str]) -> dict[str, Any]:
     # The last weights, not those that validated best: validation looks at the held-out photographs.
     os.replace(run_dir / "last.safetensors", output / MODEL)
     model, _ = cpl.load_checkpoint(output / MODEL)
-    degradations = config.data.sources[0].degradations  # type: ignore[union-attr]
-    cases = evaluation_cases(photos, degradations, seed=EVALUATION_SEED)
+    cases = evaluation_cases(photos, source.degradations, seed=EVALUATION_SEED)
     restored: dict[tuple[str, str], np.ndarray] = {}
 
     def restore(image: np.ndarray) -> np.ndarray:
@@ -207,10 +208,9 @@ def write_card(path: Path, evaluation: Any, config: Any) -> None:
             f"| {task} | {s.degraded_psnr:.2f} / {s.degraded_ssim:.3f} | {s.restored_psnr:.2f} / "
             f"{s.restored_ssim:.3f} | {s.gain_psnr:+.2f} / {s.gain_ssim:+.3f} |"
         )
-    specifications = "\n".join(
-        f"- {task}: `{spec}`" for task, spec in config.data.sources[0].degradations.items()
-    )
-    loss = config.loss
+    source, loss = config.data.sources[0], config.loss
+    specifications = "\n".join(f"- {task}: `{spec}`" for task, spec in source.degradations.items())
+    size = "" if source.scale == 1 else f", all at {source.scale:g} of their size"
     text = f"""# cplir-tiny, demonstration model
 
 A small all-in-one image restorer ({info["parameters"]:,} parameters), made by `make demo` to show that the
@@ -224,7 +224,7 @@ Trained on {len(info["photos"]["trained"])} photographs that scikit-image and sc
 
 {specifications}
 
-Held out, never trained on: {", ".join(info["photos"]["held_out"])}.
+Held out, never trained on: {", ".join(info["photos"]["held_out"])}{size}.
 
 ## Training
 - {info["steps"]} steps of {info["batch_size"]} crops of {config.data.crop} x {config.data.crop} pixels

@@ -70,7 +70,7 @@ def build_cases(config: ValidationConfig, seed: int = 0) -> Cases:
 
 def _images(source: SourceConfig, root: Path | None) -> Sequence[Any]:
     if isinstance(source, BundledSource):
-        return bundled_photos(source.split)
+        return bundled_photos(source.split, source.scale)
     assert isinstance(source, FolderSource)
     return ImageFolder([resolve(path, root) for path in source.paths], recursive=source.recursive)
 

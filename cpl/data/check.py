@@ -102,7 +102,7 @@ def _check_source(
         progress(f"{row.section}: {row.location}")
     try:
         if isinstance(source, BundledSource):
-            photos = bundled_photos(source.split)
+            photos = bundled_photos(source.split, source.scale)
             row.count = len(photos)
             row.smallest = min((photo.image.shape[:2] for photo in photos), key=min)
         elif isinstance(source, FolderSource):

@@ -61,6 +61,7 @@ class BundledSource(_Synthetic):
 
     kind: Literal["bundled"] = "bundled"
     split: Literal["train", "test", "all"] = "train"
+    scale: float = Field(default=1, gt=0, le=1)  # of their size, before anything else
 
 
 class FolderSource(_Synthetic):

@@ -43,7 +43,7 @@ def test_it_trains_restores_measures_and_draws(
 ) -> None:
     small = [dataclasses.replace(p, image=p.image[:40, :56]) for p in bundled_photos("test")]
     monkeypatch.setattr(
-        cpl.data, "bundled_photos", lambda split: small if split == "test" else bundled_photos(split)
+        cpl.data, "bundled_photos", lambda split, scale=1: small if split == "test" else bundled_photos(split)
     )
     before = torch.get_num_threads()
     try:
