@@ -51,8 +51,7 @@ BENCH = harness.Bench(
         "cuda": tuple(problem(8, *level) for level in LEVELS),
     },
     implementations={
-        "ours (native)": harness.on_device("cpu", lambda: ours("native")),
-        "ours (triton)": harness.on_device("cuda", lambda: ours("triton")),
+        **harness.ours(ours),
         "reference eager": lambda: definition,
         "conv2d, gelu, mul": lambda: steps,
         "torch.compile of them": harness.compiled(steps),

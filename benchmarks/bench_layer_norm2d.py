@@ -59,9 +59,7 @@ BENCH = harness.Bench(
         "cuda": (problem(8, 48, 128, 128), problem(8, 96, 256, 256), problem(8, 384, 16, 16)),
     },
     implementations={
-        "ours (native)": harness.on_device("cpu", lambda: ours("native")),
-        "ours (triton)": harness.on_device("cuda", lambda: ours("triton")),
-        "ours (cuda)": harness.on_device("cuda", lambda: ours("cuda")),
+        **harness.ours(ours),
         "reference eager": lambda: definition,
         "torch.compile of the reference": harness.compiled(definition),
         "usual chain": lambda: chain,

@@ -47,9 +47,7 @@ BENCH = harness.Bench(
     op="route_topk",
     problems={"cpu": PROBLEMS, "cuda": PROBLEMS},
     implementations={
-        "ours (native)": harness.on_device("cpu", lambda: ours("native")),
-        "ours (triton)": harness.on_device("cuda", lambda: ours("triton")),
-        "ours (cuda)": harness.on_device("cuda", lambda: ours("cuda")),
+        **harness.ours(ours),
         "reference eager": lambda: definition,
         "torch.compile of the reference": harness.compiled(definition),
         "softmax and topk": lambda: chain,

@@ -27,6 +27,7 @@ Calls = dict[str, Callable[[], Any]]
 PASSES = ("forward", "forward+backward")
 SECONDS, LEAST_ROUNDS, MOST_ROUNDS, WARMUP = 4.0, 9, 40, 2
 OURS = "ours"  # implementations whose names begin so are ours
+RUNS_ON = {"native": "cpu", "triton": "cuda", "cuda": "cuda"}  # backend -> type of device; native comes first
 
 
 class Unavailable(RuntimeError):
@@ -115,6 +116,19 @@ def on_device(device: str, factory: Callable[[], Function]) -> Callable[[], Func
         return run
 
     return checked
+
+
+def ours(on_backend: Callable[[str], Function]) -> dict[str, Callable[[], Function]]:
+    """Our implementations by name, one for each backend beside the reference; a call says if the op lacks it.
+
+    Args:
+        on_backend: name of a backend -> function of the leaves that runs on it.
+    """
+
+    def factory(backend: str, device: str) -> Callable[[], Function]:
+        return on_device(device, lambda: on_backend(backend))
+
+    return {f"{OURS} ({backend})": factory(backend, device) for backend, device in RUNS_ON.items()}
 
 
 def compiled(function: Function) -> Callable[[], Function]:

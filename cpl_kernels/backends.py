@@ -1,9 +1,9 @@
 """Who can run what, what is the default and why.
 
 Each op's room holds one module per backend: ``cpl_kernels/<op>/<backend>.py`` with ``forward``,
-``backward`` and ``why_not(...) -> str | None`` (None: it can serve this call). This module picks
-one of them for a call (the one asked for, else by the table of dispatch.py) and can say afterwards
-what it would pick and why.
+``backward`` and ``why_not(...) -> str | None`` (None: it can serve this call, on a device that the
+backend runs on). This module picks one of them for a call (the one asked for, else by the table of
+dispatch.py) and can say afterwards what it would pick and why.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from cpl_kernels import core, dispatch
 from cpl_kernels._version import __version__
 
 NAMES = ("reference", "native", "triton", "cuda")
+RUNS_ON = {"native": "cpu", "triton": "cuda", "cuda": "cuda"}  # type of device; the reference runs on any
 OPS = (
     "route_topk",
     "route_negatives",
@@ -146,7 +147,24 @@ def _pick(op: str, tensors: tuple[Tensor, ...]) -> tuple[str, ModuleType]:
 def _why_not(op: str, name: str, tensors: tuple[Tensor, ...]) -> str | None:
     if name not in backends_of(op):
         return "this op has no such backend"
-    return _absent(name) or _module(op, name).why_not(*tensors)
+    return _absent(name) or _elsewhere(op, name, tensors[0]) or _module(op, name).why_not(*tensors)
+
+
+def _elsewhere(op: str, name: str, tensor: Tensor) -> str | None:
+    """Why a call whose tensors lie where ``tensor`` does is not for this backend, or None."""
+    device = RUNS_ON.get(name, tensor.device.type)
+    if tensor.device.type == device or (name == "triton" and _interpreted(op)):
+        return None
+    way_out = "; on CPU set TRITON_INTERPRET=1 before the import" if name == "triton" else ""
+    return f"it runs on {device.upper()} tensors and these are on {tensor.device}{way_out}"
+
+
+@functools.cache
+def _interpreted(op: str) -> bool:
+    """Whether TRITON_INTERPRET=1 was set when the kernels of ``op`` were made."""
+    from triton import JITFunction
+
+    return not isinstance(_module(op, "triton").forward_kernel, JITFunction)
 
 
 @functools.cache

@@ -10,8 +10,6 @@ from cpl_kernels.core import core
 
 
 def why_not(weights: Tensor, indices: Tensor, prompts: Tensor) -> str | None:
-    if prompts.device.type != "cuda":
-        return f"it runs on CUDA tensors and prompts is on {prompts.device}"
     if weights.dtype == torch.float64 and prompts.dtype != torch.float64:
         return f"it computes in float32 for {prompts.dtype} prompts, and weights is float64"
     return None

@@ -12,8 +12,6 @@ LOOKS_AT_VALUES = True  # the core refuses an index out of range before it reads
 
 
 def why_not(weights: Tensor, indices: Tensor, prompts: Tensor) -> str | None:
-    if prompts.device.type != "cpu":
-        return f"it runs on CPU tensors and prompts is on {prompts.device}"
     if weights.dtype == torch.float64 and prompts.dtype != torch.float64:
         return f"it computes in float32 for {prompts.dtype} prompts, and weights is float64"
     return None

@@ -27,11 +27,6 @@ def why_not(weights: Tensor, indices: Tensor, prompts: Tensor) -> str | None:
         return "it has no float64 kernel"
     if max(prompts.shape[2:]) > _MAX_SIDE:
         return f"it serves prompts of up to {_MAX_SIDE} pixels a side and prompts is {tuple(prompts.shape)}"
-    if prompts.device.type != "cuda" and isinstance(forward_kernel, triton.JITFunction):
-        return (
-            f"it runs on CUDA tensors and prompts is on {prompts.device}; "
-            "on CPU set TRITON_INTERPRET=1 before the import"
-        )
     return None
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cpl_kernels import backends, checks
-from cpl_kernels.layer_norm2d import op as _op  # noqa: F401  registers the op
-from cpl_kernels.registration import NAMESPACE
+from cpl_kernels.layer_norm2d import op as _op
 
 __all__ = ["layer_norm2d"]
 
@@ -61,7 +60,5 @@ def layer_norm2d(
     checks.same_device(x=x, weight=weight, bias=bias)
     if not eps >= 0:
         raise ValueError(f"eps must be >= 0, got {eps}")
-    y, _, _ = NAMESPACE.layer_norm2d(
-        x, weight, bias, eps, center, backends.requested("layer_norm2d", backend)
-    )
+    y, _, _ = _op.layer_norm2d(x, weight, bias, eps, center, backends.requested("layer_norm2d", backend))
     return y

@@ -10,7 +10,7 @@ from cpl_kernels.layer_norm2d import compiled
 
 
 def why_not(x: Tensor) -> str | None:
-    return None if x.device.type == "cpu" else f"it runs on CPU tensors and x is on {x.device}"
+    return None
 
 
 def forward(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels import backends, layout
-from cpl_kernels.registration import NAMESPACE, register_differentiable
+from cpl_kernels.registration import register_differentiable
 
 
 def _forward(
@@ -51,7 +51,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _grads(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     x, weight, mean, rstd = ctx.saved_tensors
-    dx, dweight, dbias = NAMESPACE.layer_norm2d_backward(dy, x, weight, mean, rstd, ctx.center, ctx.backend)
+    dx, dweight, dbias = layer_norm2d_backward(dy, x, weight, mean, rstd, ctx.center, ctx.backend)
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     return (
         dx if needs_x else None,
@@ -63,7 +63,7 @@ def _grads(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     )
 
 
-register_differentiable(
+layer_norm2d, layer_norm2d_backward = register_differentiable(
     "layer_norm2d",
     "(Tensor x, Tensor weight, Tensor? bias, float eps, bool center, str backend) -> (Tensor, Tensor, Tensor)",
     impl=_forward,

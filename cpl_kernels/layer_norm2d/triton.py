@@ -39,10 +39,6 @@ def why_not(x: Tensor) -> str | None:
         return "it has no float64 kernel"
     if x.shape[1] > _MAX_CHANNELS:
         return f"it serves up to {_MAX_CHANNELS} channels and x has {x.shape[1]}"
-    if x.device.type != "cuda" and isinstance(forward_kernel, triton.JITFunction):
-        return (
-            f"it runs on CUDA tensors and x is on {x.device}; on CPU set TRITON_INTERPRET=1 before the import"
-        )
     return None
 
 

@@ -15,11 +15,6 @@ def why_not(logits: Tensor) -> str | None:
         return "it has no float64 kernel"
     if logits.shape[1] > _MAX_PROMPTS:
         return f"it serves up to {_MAX_PROMPTS} prompts and logits has {logits.shape[1]}"
-    if logits.device.type != "cuda" and isinstance(forward_kernel, triton.JITFunction):
-        return (
-            f"it runs on CUDA tensors and logits is on {logits.device}; "
-            "on CPU set TRITON_INTERPRET=1 before the import"
-        )
     return None
 
 

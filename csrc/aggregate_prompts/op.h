@@ -18,6 +18,8 @@ struct AggregateSize {
   int64_t width;
 };
 
+inline bool resized(const AggregateSize& s) { return s.height != s.source_height || s.width != s.source_width; }
+
 struct AggregateForward {
   const void* weights;     // [B, k]
   const int64_t* indices;  // [B, k]

@@ -69,5 +69,18 @@ inline Plan make_plan(const void* weights, DType weights_dtype, const int64_t* i
   return plan;
 }
 
+// Calls f(n, slot) for every prompt that is used, g(n) for the others.
+template <typename Used, typename Unused>
+inline void each_prompt(const Plan& plan, int64_t prompts, const Used& f, const Unused& g) {
+  int64_t slot = 0;
+  for (int64_t n = 0; n < prompts; ++n) {
+    if (slot < static_cast<int64_t>(plan.used.size()) && plan.used[static_cast<size_t>(slot)] == n) {
+      f(n, slot++);
+    } else {
+      g(n);
+    }
+  }
+}
+
 }  // namespace CPL_ISA
 }  // namespace cpl

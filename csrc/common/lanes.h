@@ -9,10 +9,6 @@
 #include "common/dtype.h"
 #include "common/macros.h"
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
 namespace cpl {
 namespace CPL_ISA {
 
@@ -50,24 +46,6 @@ struct Lanes {
     } else {
       for (int64_t i = 0; i < count; ++i) store(p + i, values[i]);
     }
-  }
-  // Past the caches, which spares reading the line that is overwritten: for results larger than the last level,
-  // which nobody finds there anyhow. p is aligned to the vector; call stream_fence() before another thread reads.
-  static void stream(A* p, const Vector& v) {
-#if defined(__AVX512F__)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<const __m512i&>(v));
-#elif defined(__SSE2__)
-    for (int i = 0; i < 4; ++i) {
-      _mm_stream_si128(reinterpret_cast<__m128i*>(p) + i, reinterpret_cast<const __m128i*>(&v)[i]);
-    }
-#else
-    memcpy(p, &v, sizeof v);
-#endif
-  }
-  static void stream_fence() {
-#if defined(__SSE2__)
-    _mm_sfence();
-#endif
   }
   static double sum(const Vector& v) {
     double total = 0;

@@ -49,14 +49,7 @@ __device__ inline void store(double* p, double value) { *p = value; }
 __device__ inline void store(__nv_bfloat16* p, float value) { *p = __float2bfloat16_rn(value); }
 __device__ inline void store(__half* p, float value) { *p = __float2half_rn(value); }
 
-template <typename T>
-struct Arithmetic {
-  using type = float;
-};
-template <>
-struct Arithmetic<double> {
-  using type = double;
-};
+using CPL_ISA::Arithmetic;
 
 // Sum over the 32 lanes of a warp, in a fixed tree; every lane gets it. All lanes must take part.
 template <typename A>

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "common/lanes.h"
+#include "common/stream.h"
 #include "layer_norm2d/cpu_tiles.h"
 #include "layer_norm2d/math.h"
 
@@ -46,7 +47,8 @@ template <typename T, typename Vector>
 void scatter(T* target, const Vector& value, int64_t count, bool stream) {
   using L = Lanes<typename Arithmetic<T>::type>;
   if constexpr (std::is_same_v<T, typename Arithmetic<T>::type>) {
-    if (stream && count >= L::kCount) return L::stream(target, value);
+    static_assert(sizeof(Vector) == kStreamLine);
+    if (stream && count >= L::kCount) return stream_line(target, &value);
   }
   L::narrow(target, value, count);
 }
@@ -110,7 +112,7 @@ void forward_planar_block(const LayerNorm2dForward& args, const Tile& t, bool st
       scatter(y + i * L::kCount, scaled * weight[c] + b, t.count - i * L::kCount, stream);
     }
   }
-  if (stream) L::stream_fence();
+  if (stream) stream_fence();
 }
 
 // dweight and dbias of the blocks of a chunk, each channel's in lanes.
@@ -205,7 +207,7 @@ void backward_planar_block(const LayerNorm2dBackward& args, const Tile& t, bool 
   for (int64_t first = 0; first < B::kPixels; first += kGroup * Lanes<A>::kCount) {
     backward_group<T, A, kGroup, B::kPixels>(args, t, stream, first, x_all, dy_all, sums);
   }
-  if (stream) Lanes<A>::stream_fence();
+  if (stream) stream_fence();
 }
 
 template <typename T, typename A, int kVectors>

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -19,13 +20,14 @@ CSRC = ROOT / "csrc"
 CACHE = ROOT / "build" / "cuda_host"
 RUNTIME = tuple(HERE / name for name in ("main.cpp", "block.cpp", "fiber.cpp"))
 
+INCLUDE = (HERE / "include", HERE, CSRC)  # ours first: pyview.h stands in for csrc's
 SANITIZE = "-fsanitize=address,undefined,float-cast-overflow,bounds-strict"
 COMPILE = (
     *("-std=c++17", "-O1", "-g1", "-fno-omit-frame-pointer", "-fno-threadsafe-statics"),
     *(SANITIZE, "-fno-sanitize-recover=all"),
     *("-DCPL_CUDA_HOST", "-DCPL_WITH_CUDA", "-DCPL_ISA=gpu"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),  # nvcc's #pragma unroll
-    *(f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{CSRC}"),  # ours first: pyview.h stands in for csrc's
+    *(f"-I{folder}" for folder in INCLUDE),
 )
 LINK = ("-fsanitize=address,undefined", "-Wl,--wrap=__asan_register_globals")
 
@@ -61,14 +63,19 @@ def op(name: str) -> Path:
 
 
 def _object(source: Path) -> Path:
-    # A source may include any header of the emulator, of csrc/common and of its own op (or, from elsewhere, of any).
-    op_name = source.stem if source.parent == HERE else source.parent.name if CSRC in source.parents else ""
-    ops = (CSRC / op_name).glob("*.h") if op_name and (CSRC / op_name).is_dir() else CSRC.rglob("*.h")
-    headers = [*HERE.rglob("*.h"), *(CSRC / "common").glob("*.h"), *ops]
-    read = [source, *sorted(set(headers))]
-    contents = [part for path in read for part in (str(path).encode(), path.read_bytes())]
-    name = digest(compiler(), *(flag.encode() for flag in COMPILE), *contents)
+    name = digest(compiler(), *(flag.encode() for flag in COMPILE), *contents(source, INCLUDE))
     return made(CACHE / f"{name}.o", ["g++", *COMPILE, "-x", "c++", "-c", str(source)])
+
+
+def contents(source: Path, folders: Sequence[Path] = (CSRC,)) -> list[bytes]:
+    """Names and bytes of a source and of every header of ours that it includes, itself or by way of another."""
+    found = [source]
+    for path in found:  # it grows
+        for name in re.findall(r'^ *#include ["<](.+)[">]', path.read_text(), re.MULTILINE):
+            header = next((f / name for f in (path.parent, *folders) if (f / name).is_file()), None)
+            if header is not None and header not in found:
+                found.append(header)
+    return [part for path in found for part in (str(path).encode(), path.read_bytes())]
 
 
 def made(target: Path, command: Sequence[str]) -> Path:

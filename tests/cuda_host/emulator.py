@@ -103,6 +103,7 @@ def on_cpu(op: str, seed: int, executable: Path | None = None) -> Iterator[Core]
     backend = importlib.import_module(f"cpl_kernels.{op}.cuda")
     absent = backends._absent
     with tracking(core), contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(backends.RUNS_ON, cuda="cpu"))
         for where, name, new in (
             (
                 backends,

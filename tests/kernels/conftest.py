@@ -15,3 +15,11 @@ def uninitialised_memory_is_nan() -> Iterator[None]:
     assert torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """For tests that set the number of threads: it is set back afterwards."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -29,13 +29,6 @@ def in_torch(op: OpSpec, target: Target) -> bool:
 
 def differentiable(op: OpSpec, target: Target) -> bool:
     return on_cpu(op, target) and bool(op.differentiable)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("threads")

@@ -11,8 +11,8 @@ Each op says in ``tests/kernels/<op>/limits.py`` what is compiled and what it ma
                    (``kernels``) on meta tensors; the first one launches every kernel of the module
     TRITON_LIMITS  kernel -> Limit, with its reason beside it
 
-Works with Triton 3.6 and 3.7 (their binder is not public). ``python -m tests.kernels.triton_aot [OP ...]``
-compiles everything and prints what it takes.
+CUDA_LIMITS there is for test_cuda_compile.py. Works with Triton 3.6 and 3.7 (their binder is not public).
+``python -m tests.kernels.triton_aot [OP ...]`` compiles everything and prints what it takes.
 """
 
 from __future__ import annotations

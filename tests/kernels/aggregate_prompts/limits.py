@@ -14,6 +14,10 @@ from tests.kernels.triton_aot import Limit
 # room for a seventh program (sm_90, 72 registers).
 TRITON_LIMITS = {"forward_kernel": Limit(warps=24), "backward_kernel": Limit(warps=24, spilled=8)}
 
+# Four blocks of 256 threads on a multiprocessor, to wait for memory in turn; of sum_planes' blocks, a warp each, all 32
+# that it holds.
+CUDA_LIMITS = {"forward": 64, "backward": 64, "sum_planes": 64}
+
 # (B, N, k, C, S, size): the model's three levels, resized by 1.5 and as they are, and odd sizes.
 CALLS = {
     "level 1, resized": (8, 5, 1, 64, 64, 96),

@@ -45,13 +45,20 @@ def cycled(batch: int, k: int, prompts: int, step: int = 1) -> list[list[int]]:
     return [[(i * k + j * step) % prompts for j in range(k)] for i in range(batch)]
 
 
-def _random(batch: int, k: int, prompts: tuple[int, int, int, int], step: int, size: Size) -> Case:
+def _random(
+    batch: int, k: int, prompts: tuple[int, int, int, int], step: int, size: tuple[int, int] | None
+) -> Case:
+    """``size`` as any numbers, of which what is up to three times the prompts' own size is made."""
+    if size is not None:
+        size = (1 + size[0] % (3 * prompts[2]), 1 + size[1] % (3 * prompts[3]))
     return case("random", "any shape", cycled(batch, k, prompts[0], step), prompts, size, k)
 
 
 W, CHOSEN, P = torch.ones(2, 1), torch.zeros(2, 1).long(), torch.ones(5, 3, 4, 4)
 call = cpl_kernels.aggregate_prompts
 
+# Triton's interpreter walks every tap of every pair in Python: (2 H / S_h) (2 W / S_w) of them, rounded up, for each
+# pair, channel and tile of 512. So no shape is larger than its reason.
 SPEC = OpSpec(
     name="aggregate_prompts",
     cases=(
@@ -61,7 +68,7 @@ SPEC = OpSpec(
             [[3], [0], [3]],
             (5, 4, 6, 6),
         ),
-        case("all five", "PromptIR, enlarged", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]], (5, 2, 4, 4), 8),
+        case("all five", "PromptIR, enlarged", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0]], (5, 1, 4, 4), 6),
         case(
             "reduced",
             "rows between which pixels are passed over; thin",
@@ -69,33 +76,68 @@ SPEC = OpSpec(
             (2, 3, 8, 8),
             (1, 3),
         ),
-        case("one image", "a batch of one, only rows resized", [[1, 0]], (2, 3, 5, 7), (11, 7)),
-        case("pixel", "a prompt of one pixel is constant", [[0], [1]], (2, 3, 1, 1), (3, 2)),
+        case("one image", "a batch of one, only rows resized", [[1, 0]], (2, 2, 5, 7), (11, 7)),
+        case("pixel", "a prompt of one pixel is constant", [[0], [1]], (2, 2, 1, 1), (3, 2)),
         case(
-            "beyond", "one row and pixel more than tiles of 32 and 64", [[1], [0]], (2, 2, 16, 16), (33, 65)
+            "beyond",
+            "tiles of 1024 results, 512 and 256 of a prompt: one pixel more; odd",
+            [[1], [0]],
+            (2, 2, 19, 27),
+            (25, 41),
         ),
-        case("unused", "prompts that nobody chose get exact zeros", cycled(7, 2, 3), (9, 2, 5, 5), 7),
+        case("beyond, same size", "a tile of 1024 and a part of one", [[1], [0]], (2, 3, 19, 19)),
+        case(
+            "far apart",
+            "16 neighbours in a row read more than 32 pixels: C++ gathers them one by one",
+            [[0], [1]],
+            (2, 1, 2, 70),
+            (2, 17),
+        ),
+        case("spread", "the same of the gradient", [[0], [1]], (2, 1, 1, 16), (1, 37)),
+        case(
+            "unused",
+            "prompts that nobody chose get exact zeros; an image that chose one prompt twice",
+            [[1, 1], [3, 1], [1, 3]],
+            (5, 1, 2, 3),
+            (3, 4),
+        ),
+        case(
+            "many images",
+            "more pairs than CUDA lists at once (256); an odd number of them for each prompt, where C++ takes two",
+            cycled(87, 3, 3),
+            (4, 1, 1, 3),
+        ),
         case("no images", "sums over nothing", [], (5, 2, 4, 4), (6, 6)),
     ),
     small=(
         case(
-            "enlarged",
-            "two of five, no two dimensions of equal size",
-            [[3, 1], [0, 4], [1, 2]],
-            (5, 2, 3, 4),
-            (6, 7),
+            "up and down",
+            "more columns and fewer rows; no two dimensions of a tensor of equal size",
+            [[2, 1], [0, 2], [1, 2]],
+            (3, 2, 5, 4),
+            (4, 6),
         ),
-        case("twice in a row", "weights of one index add up", [[2, 2, 0], [1, 1, 1]], (3, 2, 4, 4), 5),
-        case("same size", "the path without a resize", [[2, 0], [1, 3]], (4, 3, 1, 5)),
+        case(
+            "twice in a row",
+            "the path without a resize; weights of one index add up; one row",
+            [[2, 2, 0], [1, 1, 1]],
+            (4, 3, 1, 5),
+        ),
     ),
-    large=case("large", "more rows and pixels than a thread takes", cycled(8, 2, 5), (5, 16, 32, 32), 48),
+    large=case(
+        "large",
+        "more channels than threads, by no multiple; more pixels than a tile, by a part of one",
+        cycled(3, 2, 5),
+        (5, 5, 24, 23),
+        (33, 32),
+    ),
     random=st.builds(
         _random,
-        st.integers(0, 5),
-        st.integers(1, 5),
-        st.tuples(st.integers(1, 9), st.integers(1, 5), st.integers(1, 12), st.integers(1, 12)),
+        st.integers(0, 4),
+        st.integers(1, 3),
+        st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 12), st.integers(1, 12)),
         st.integers(0, 3),
-        st.none() | st.tuples(st.integers(1, 20), st.integers(1, 40)),
+        st.none() | st.tuples(st.integers(0, 35), st.integers(0, 35)),
     ),
     differentiable=("weights", "prompts"),
     images=True,

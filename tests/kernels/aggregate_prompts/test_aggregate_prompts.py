@@ -9,8 +9,11 @@ import torch
 from torch.nn import functional as F
 
 import cpl_kernels
+from cpl_kernels import core
 from cpl_kernels.aggregate_prompts import reference
-from tests.kernels.aggregate_prompts.spec import naive
+from tests.kernels.aggregate_prompts.spec import SPEC, case, cycled, naive
+from tests.kernels.harness import assert_same_bits
+from tests.kernels.targets import Target, gradients_for
 
 
 @pytest.mark.parametrize(
@@ -81,3 +84,19 @@ def test_nan_prompt_stays_where_it_is_used() -> None:
     y = cpl_kernels.aggregate_prompts(torch.ones(2, 1), torch.tensor([[0], [1]]), prompts)
     assert not y[0].isnan().any()
     assert y[1].isnan().all()
+
+
+@pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_same_bits_at_any_number_of_threads_without_a_resize(dtype: torch.dtype) -> None:
+    """The matrix tries its large case, which is resized: there a thread takes channels, here runs of all elements."""
+    flat = case("flat", "several runs for each of three threads", cycled(3, 2, 5), (5, 9, 64, 65))
+    inputs = flat.inputs(dtype)
+    dys = gradients_for(SPEC, flat, inputs, dtype)
+    runs = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        runs.append(Target("native", "native").run(SPEC, flat, inputs, SPEC.wanted(inputs), dys))
+    for other in runs[1:]:
+        assert_same_bits(other, runs[0])

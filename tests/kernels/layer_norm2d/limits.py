@@ -14,6 +14,16 @@ from tests.kernels.triton_aot import Limit
 # chooses to (8 bytes of stack: on sm_80, in 16-bit backwards without mean).
 TRITON_LIMITS = {"forward_kernel": Limit(warps=32), "backward_kernel": Limit(warps=16, spilled=8)}
 
+# Forward, five blocks of 256 threads on a multiprocessor; backward, its four persistent ones. reduce_rows walks a few
+# rows once.
+CUDA_LIMITS = {
+    "forward_planar": 48,
+    "forward_last": 48,
+    "backward_planar": 64,
+    "backward_last": 64,
+    "reduce_rows": 40,
+}
+
 SHAPES = {
     (8, 48, 128, 128): "the model's first level",
     (8, 96, 64, 64): "its second",

@@ -12,6 +12,9 @@ from tests.kernels.triton_aot import Limit
 # A launch is a handful of warps and over at once; what counts is that nothing spills.
 TRITON_LIMITS = {"forward_kernel": Limit(warps=4), "backward_kernel": Limit(warps=4)}
 
+# A block is a warp, and a multiprocessor holds 32 of those at the most.
+CUDA_LIMITS = {"forward": 64, "backward": 64}
+
 # (B, N, k)
 CALLS = {"model": (8, 5, 1), "many": (32, 64, 4), "most": (2, 4096, 8)}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

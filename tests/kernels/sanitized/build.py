@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.cuda_host import build
-from tests.cuda_host.build import CSRC, ROOT, compiler, digest, made
+from tests.cuda_host.build import CSRC, ROOT, compiler, contents, digest, made
 
 CACHE = ROOT / "build" / "sanitized"
 PLANTED = Path(__file__).parent / "planted.cpp"
@@ -79,9 +79,5 @@ def _linked(name: str, jobs: list[tuple[Path, tuple[str, ...]]]) -> Path:
 
 
 def _object(source: Path, flags: tuple[str, ...]) -> Path:
-    # A kernel includes headers of csrc/common and of its own op, the module those of every op.
-    own = CSRC.rglob("*.h") if source.parent == CSRC else source.parent.glob("*.h")
-    headers = sorted({*CSRC.glob("common/*.h"), *own})
-    contents = [part for path in (source, *headers) for part in (str(path).encode(), path.read_bytes())]
-    key = digest(compiler(), *(flag.encode() for flag in (*COMPILE, *flags)), *contents)
+    key = digest(compiler(), *(flag.encode() for flag in (*COMPILE, *flags)), *contents(source))
     return made(CACHE / f"{key}.o", ["g++", *COMPILE, *flags, "-c", str(source)])
