@@ -19,9 +19,13 @@ install: $(INSTALLED)  ## Set up a virtual environment with everything in it (ed
 # sm_80 on, and the tests compile every kernel for every architecture on their own.
 export CPL_CUDA_ARCHS ?= 80-virtual
 
+# Without an NVIDIA driver the CUDA kernels could not run; they are left out of the set-up. `make package` builds them.
+WITHOUT_CUDA := $(if $(wildcard /dev/nvidia* /dev/dxg),0,1)
+
 # Versions come from constraints.txt: an unpinned torch could bring gigabytes of CUDA packages.
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(CORE_SOURCES)
 	$(PYTHON) -m venv $(VENV)
+	CPL_SKIP_CUDA=$${CPL_SKIP_CUDA:-$(WITHOUT_CUDA)} \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
 	@touch $@
 
