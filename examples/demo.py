@@ -229,11 +229,11 @@ Held out, never trained on: {", ".join(info["photos"]["held_out"])}{size}.
 ## Training
 - {info["steps"]} steps of {info["batch_size"]} crops of {config.data.crop} x {config.data.crop} pixels
 - AdamW, learning rate {config.optimizer.lr:g} with cosine decay, EMA {config.ema}, seed {info["seed"]}
-- loss: L1 and Contrastive Prompt Regularization ({loss.form}, features "{loss.features}", {loss.num_negatives}
-  negatives, weight {loss.weight:g})
+- loss: L1 and Contrastive Prompt Regularization ({loss.form}, features "{loss.features}", negatives per
+  image: {loss.num_negatives}, weight {loss.weight:g})
 - {info["seconds"]["training"]:.0f} s on {info["threads"]} threads ({info["machine"]}, torch {info["torch"]})
-- the weights are the last ones, not chosen on the held-out photographs; the recipe (crops, strengths, steps)
-  was, so the figures are a little better than on photographs nobody has looked at
+- the weights are the last ones, not chosen on the held-out photographs; the recipe (size, crops, strengths, steps,
+  seed) was, so the figures are a little better than on photographs nobody has looked at
 
 ## Figures
 PSNR in dB / SSIM on the whole held-out photographs, RGB, mean over images:
