@@ -113,7 +113,7 @@ def test_without_a_test_set_it_is_what_the_demonstration_measures(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same pixels: examples/demo.py's photographs, degradations and seed, whole."""
-    from cpl.data import bundled_photos, evaluation_cases
+    from cpl.data import BundledSource, bundled_photos, evaluation_cases
     from cpl.inference import evaluate as module
     from cpl.training import load_preset
 
@@ -121,8 +121,10 @@ def test_without_a_test_set_it_is_what_the_demonstration_measures(
     if not demo.exists():
         pytest.skip(reason="an installed copy has no examples")
     seed = int(re.findall(r"^EVALUATION_SEED = (\d+)", demo.read_text(), re.M)[0])
-    specs = load_preset("demo").data.sources[0].degradations  # type: ignore[union-attr]
-    wanted = evaluation_cases(bundled_photos("test"), {"noise": specs["noise"]}, seed)
+    source = load_preset("demo").data.sources[0]
+    assert isinstance(source, BundledSource)
+    specs = source.degradations
+    wanted = evaluation_cases(bundled_photos("test", source.scale), {"noise": specs["noise"]}, seed)
     measured = []
 
     def evaluate(model: nn.Module, cases: Any, **options: Any) -> Any:

@@ -13,6 +13,14 @@ from tests.kernels.triton_aot import Limit
 # its gradient, an other and its gradient.
 TRITON_LIMITS = {"forward_kernel": Limit(warps=24), "backward_kernel": Limit(warps=16)}
 
+CUDA_LIMITS = {
+    "forward_tile": 48,
+    "add_up": 40,
+    "inverse_norms": 48,
+    "backward_tile": 64,
+    "backward_vectors": 128,  # loops over negatives and channels with an fp64 slope, unrolled by the compiler
+}
+
 SHAPES = {
     (2, 64, 256, 256): "VGG's relu1_2 for images of 256x256",
     (2, 128, 128, 128): "its relu2_2",

@@ -67,12 +67,16 @@ def test_is_pytorchs_layer_norm_over_channels() -> None:
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter makes Triton serve CPU tensors")
 def test_explicit_backend_never_falls_back() -> None:
     x, weight = torch.zeros(2, 3, 4, 4), torch.ones(3)
-    with pytest.raises(RuntimeError, match="'triton' cannot serve this call.*x is on cpu"):
+    with pytest.raises(RuntimeError, match="'triton' cannot serve this call.*these are on cpu"):
         cpl_kernels.layer_norm2d(x, weight, backend="triton")
     with pytest.raises(RuntimeError, match="'cuda' cannot serve this call"):
         cpl_kernels.layer_norm2d(x, weight, backend="cuda")
-    with pytest.raises(RuntimeError, match="float64"):
-        cpl_kernels.layer_norm2d(x.double(), weight, backend="triton")
+
+
+def test_triton_says_what_it_does_not_serve() -> None:
+    kernels = pytest.importorskip("cpl_kernels.layer_norm2d.triton", reason="needs triton (Linux only)")
+    assert "float64" in kernels.why_not(torch.zeros(2, 3, 4, 4, dtype=torch.float64))
+    assert kernels.why_not(torch.zeros(2, 3, 4, 4)) is None
 
 
 @pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
