@@ -6,6 +6,7 @@
 #include "aggregate_prompts/bind.h"
 #include "common/isa.h"
 #include "common/pyview.h"
+#include "feature_distances/bind.h"
 #include "gated_dwconv/bind.h"
 #include "layer_norm2d/bind.h"
 #include "route_negatives/bind.h"
@@ -28,6 +29,8 @@ PYBIND11_MODULE(_core, m) {
   using NoGil = pybind11::call_guard<pybind11::gil_scoped_release>;
   m.def("aggregate_prompts_forward", &cpl::bind::aggregate_prompts_forward, NoGil());
   m.def("aggregate_prompts_backward", &cpl::bind::aggregate_prompts_backward, NoGil());
+  m.def("feature_distances_forward", &cpl::bind::feature_distances_forward, NoGil());
+  m.def("feature_distances_backward", &cpl::bind::feature_distances_backward, NoGil());
   m.def("gated_dwconv_forward", &cpl::bind::gated_dwconv_forward, NoGil());
   m.def("gated_dwconv_backward", &cpl::bind::gated_dwconv_backward, NoGil());
   m.def("layer_norm2d_forward", &cpl::bind::layer_norm2d_forward, NoGil());
@@ -39,6 +42,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("aggregate_prompts_planes", &cpl::bind::aggregate_prompts_planes);
   m.def("aggregate_prompts_forward_cuda", &cpl::bind::aggregate_prompts_forward_cuda, NoGil());
   m.def("aggregate_prompts_backward_cuda", &cpl::bind::aggregate_prompts_backward_cuda, NoGil());
+  m.def("feature_distances_scratch", &cpl::bind::feature_distances_scratch);
+  m.def("feature_distances_forward_cuda", &cpl::bind::feature_distances_forward_cuda, NoGil());
+  m.def("feature_distances_backward_cuda", &cpl::bind::feature_distances_backward_cuda, NoGil());
   m.def("layer_norm2d_partial_rows", &cpl::bind::layer_norm2d_partial_rows);
   m.def("layer_norm2d_forward_cuda", &cpl::bind::layer_norm2d_forward_cuda, NoGil());
   m.def("layer_norm2d_backward_cuda", &cpl::bind::layer_norm2d_backward_cuda, NoGil());

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from cpl_kernels import autocast, backends
+from cpl_kernels.feature_distances.memory import gradient_like
 from cpl_kernels.registration import NAMESPACE, register_differentiable
 
 
@@ -48,8 +49,8 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor]:
     """A gradient that is not needed is an empty tensor, of shape [0]."""
     return (
-        anchor.new_empty(anchor.shape if need_anchor else (0,)),
-        others.new_empty(others.shape if need_others else (0,)),
+        gradient_like(anchor, 1) if need_anchor else anchor.new_empty(0),
+        gradient_like(others, 2) if need_others else others.new_empty(0),
     )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels.autocast import wide
+from cpl_kernels.feature_distances.memory import gradient_like
 
 MIN_NORM = 1e-12  # a channel vector no longer than this is taken for zero
 
@@ -43,7 +44,7 @@ def backward(
     a, a_norm = _maybe_unit(anchor.to(dtype), normalize)
     scale = dy.to(dtype) / max(1, anchor[:1].numel())  # [K, B]
     da = torch.zeros_like(a, memory_format=torch.contiguous_format)
-    dothers = others.new_empty(others.shape if need_others else (0,))
+    dothers = gradient_like(others, 2) if need_others else others.new_empty(0)
     for k in range(others.shape[0]):
         o, o_norm = _maybe_unit(others[k].to(dtype), normalize)
         e = a - o
@@ -51,8 +52,9 @@ def backward(
         da += g
         if need_others:
             dothers[k] = _through_unit(-g, o, o_norm)
-    danchor = _through_unit(da, a, a_norm).to(anchor.dtype) if need_anchor else anchor.new_empty(0)
-    return danchor, dothers
+    if not need_anchor:
+        return anchor.new_empty(0), dothers
+    return gradient_like(anchor, 1).copy_(_through_unit(da, a, a_norm)), dothers
 
 
 def why_not(anchor: Tensor, others: Tensor) -> str | None:

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 import cpl_kernels
-from cpl_kernels.feature_distances import reference
-from tests.kernels.feature_distances.spec import case, naive
+from cpl_kernels import core
+from cpl_kernels.feature_distances import native, reference
+from cpl_kernels.feature_distances.memory import NO_NORM, Layer
+from tests.kernels import targets
+from tests.kernels.feature_distances.spec import SPEC, case, naive
 from tests.kernels.harness import DTYPES
 
 
@@ -107,3 +110,67 @@ def test_keeps_the_inputs_only() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         cpl_kernels.feature_distances(anchor, others, normalize=True)
     assert {t.data_ptr() for t in kept} == {anchor.data_ptr(), others.data_ptr()}
+
+
+LAYOUTS = [(), ("last",), ("some channels",), ("last", "some channels"), ("one image",)]
+
+
+def _image(*strides_of: str, height: int = 6, width: int = 6) -> tuple[Tensor, Tensor]:
+    anchor, others = torch.randn(2, 8, height, width), torch.randn(3, 2, 8, height, width)
+    if "last" in strides_of:
+        anchor = anchor.contiguous(memory_format=torch.channels_last)
+        others = others.movedim(2, -1).contiguous().movedim(-1, 2)
+    if "some channels" in strides_of:
+        anchor, others = anchor[:, 2:6], others[:, :, 2:6]
+    return anchor[:1].expand_as(anchor) if "one image" in strides_of else anchor, others[::2]
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(
+    "how", [(), ("last",), ("some channels",), ("last", "some channels"), ("one image",)]
+)
+def test_what_can_be_walked_is_not_copied(how: tuple[str, ...], normalize: bool) -> None:
+    anchor, others = _image(*how)
+    layer = Layer.of(anchor, others, normalize)
+    assert (layer.anchor.data_ptr(), layer.others.data_ptr()) == (anchor.data_ptr(), others.data_ptr())
+    assert layer.channels_last == ("last" in how)
+    assert (layer.norm == NO_NORM) != normalize
+    if not normalize and "some channels" not in how:
+        assert layer.size()[2:] == (1, anchor[0].numel()), "one long run"
+
+
+@targets.on("feature_distances")
+@pytest.mark.parametrize("how", LAYOUTS, ids=", ".join)
+def test_both_in_a_layout(target: targets.Target, how: tuple[str, ...]) -> None:
+    """Images longer than a tile; so are the rows where they are channels of a larger planar image."""
+    height, width = (41, 27) if "last" in how else (66, 65)
+    for normalize in (False, True):
+        named = case("layout", "anchor and others alike", 2, (2, 8, height, width), normalize=normalize)
+        inputs = dict(zip(("anchor", "others"), _image(*how, height=height, width=width), strict=True))
+        targets.check(SPEC, named, target, inputs, torch.float32)
+
+
+@pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_that_are_written_past_the_caches(dtype: torch.dtype, normalize: bool) -> None:
+    """From 24 MiB on; odd sizes, so that a tile begins in the middle of a cache line. Every element is compared."""
+    height = 2**20 // dtype.itemsize // 201
+    anchor, others = torch.randn(1, 25, height, 201).to(dtype), torch.randn(1, 1, 25, height, 201).to(dtype)
+    dy = torch.full((1, 1), float(anchor.numel()))
+    assert anchor.nbytes > 24 * 2**20
+    got, expected = (
+        module.backward(dy, anchor, others, 1, normalize, True, True) for module in (native, reference)
+    )
+    tolerances = {"rtol": 0.01, "atol": 1e-4} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    for mine, theirs in zip(got, expected, strict=True):  # of size 1, or 1/5 if normalised; a rounding apart
+        torch.testing.assert_close(mine, theirs, **tolerances)
+
+
+def test_gradients_lie_as_their_tensors_do() -> None:
+    anchor, others = (x.requires_grad_() for x in _image("last"))
+    for normalize in (False, True):
+        d = cpl_kernels.feature_distances(anchor, others, normalize=normalize)
+        danchor, dothers = torch.autograd.grad(d.sum(), [anchor, others])
+        assert danchor.stride() == anchor.stride()
+        assert dothers[0].stride() == others[0].stride()
