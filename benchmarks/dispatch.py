@@ -75,12 +75,21 @@ def aggregate_prompts(elements: int, dtype: torch.dtype) -> Call:
     return call
 
 
+def feature_distances(elements: int, dtype: torch.dtype) -> Call:
+    """Two images of 64 channels against four negatives, which are the largest tensor and have no gradient."""
+    side = max(1, round((elements / 4 / 2 / 64) ** 0.5))
+    anchor = torch.randn(2, 64, side, side, dtype=dtype, requires_grad=True)
+    others = torch.randn(4, *anchor.shape, dtype=dtype)
+    return lambda backend: (cpl_kernels.feature_distances(anchor, others, backend=backend), [anchor])
+
+
 OPS: dict[str, Callable[[int, torch.dtype], Call]] = {
     "layer_norm2d": layer_norm2d,
     "gated_dwconv": gated_dwconv,
     "route_topk": route_topk,
     "route_negatives": route_negatives,
     "aggregate_prompts": aggregate_prompts,
+    "feature_distances": feature_distances,
 }
 
 
