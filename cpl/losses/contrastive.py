@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cpl.losses.features import FrozenFeatures, feature_network
 from cpl_kernels import feature_distances
@@ -53,6 +54,10 @@ class ContrastivePromptRegularization(nn.Module):
         normalize_features: give each feature vector (over channels) unit length first.
         weights_file: torchvision's vgg16 weights, for features="vgg16".
         eps: keeps ratio finite where a negative equals the restored image.
+        negative_chunk: how many of the K negatives go through the feature network at a time; None: all, with
+            the truth, in one call. A chunk's features are let go once its distances are known and made again
+            in the backward: one more pass of the negatives, for the memory of a chunk instead of K.
+            The same loss and gradients, up to rounding.
 
     Raises:
         ValueError: a setting or a shape that cannot be, by name.
@@ -73,6 +78,7 @@ class ContrastivePromptRegularization(nn.Module):
         normalize_features: bool = False,
         weights_file: str | os.PathLike[str] | None = None,
         eps: float = 1e-7,
+        negative_chunk: int | None = None,
     ) -> None:
         super().__init__()
         if form not in FORMS:
@@ -88,7 +94,12 @@ class ContrastivePromptRegularization(nn.Module):
                 raise ValueError("layer_weights must have a weight for each feature layer, got none")
             for i, value in enumerate(layer_weights):
                 _check_number(f"layer_weights[{i}]", value, 0)
+        if isinstance(negative_chunk, bool) or not isinstance(negative_chunk, int | None):
+            raise TypeError(f"negative_chunk must be an integer or None, got {negative_chunk!r}")
+        if negative_chunk is not None and negative_chunk < 1:
+            raise ValueError(f"negative_chunk must be at least 1 or None, got {negative_chunk}")
         self.form, self.weight, self.margin = form, weight, margin
+        self.negative_chunk = negative_chunk
         self.temperature, self.normalize_features, self.eps = temperature, normalize_features, eps
         self.layer_weights = layer_weights
         self.features = FrozenFeatures(feature_network(features, weights_file))
@@ -141,11 +152,28 @@ class ContrastivePromptRegularization(nn.Module):
         return (similarity.logsumexp(0) - similarity[0]).mean()
 
     def _distances(self, anchor: list[Tensor], images: Tensor) -> Tensor:
-        """D [J, B] between the restored images' features and ``images`` [J, B, 3, H, W], in one pass."""
+        """D [J, B] between the restored images' features and ``images`` [J, B, 3, H, W]."""
+        if self.negative_chunk is None or len(images) <= self.negative_chunk:
+            return self._distances_in_one_pass(images, *anchor)
+        # The backward of a distance needs both features: without a checkpoint the graph would keep every chunk's.
+        return torch.cat(
+            [
+                checkpoint(
+                    self._distances_in_one_pass,
+                    chunk,
+                    *anchor,
+                    use_reentrant=False,
+                    preserve_rng_state=False,  # the network is frozen and in eval mode: it draws nothing
+                )
+                for chunk in images.split(self.negative_chunk)
+            ]
+        )
+
+    def _distances_in_one_pass(self, images: Tensor, *anchor: Tensor) -> Tensor:
         with torch.no_grad():
             others = [layer.unflatten(0, images.shape[:2]) for layer in self.features(images.flatten(0, 1))]
         return feature_distances(
-            anchor,
+            list(anchor),
             others,
             p=1,
             normalize=self.normalize_features,

@@ -152,6 +152,51 @@ def test_truth_and_negatives_go_through_the_network_in_one_call(form, passes, im
     assert calls == [(passes[0], True), (passes[1], False)]
 
 
+@pytest.mark.parametrize("form", ["subtractive", "ratio", "infonce"])
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 9])
+def test_streamed_negatives_change_neither_value_nor_gradient(form, chunk, images, network):
+    """A chunk that divides neither K = 3 nor 1 + K, one that takes all, and one larger than all."""
+    restored, _, _ = images
+    settings = {"weight": 0.3, "margin": 0.15, "normalize_features": True}
+    whole = ContrastivePromptRegularization(form, network, **settings)
+    streamed = ContrastivePromptRegularization(form, network, negative_chunk=chunk, **settings)
+    (expected, expected_parts), (got, parts) = (f(*images, return_parts=True) for f in (whole, streamed))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(parts, expected_parts, rtol=1e-12, atol=1e-12)
+    (ours,), (theirs,) = (torch.autograd.grad(value, restored) for value in (got, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("chunk", "kept"), [(None, 2), (1, 0), (2, 0)])
+def test_streamed_features_are_let_go(chunk, kept, images, network):
+    """Between forward and backward: the two layers of all negatives in one call, or none."""
+    calls, saved = [], []
+    network.register_forward_hook(lambda _, args, out: calls.append(args[0].shape[0]))
+    loss = ContrastivePromptRegularization("subtractive", network, negative_chunk=chunk)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.shape) or x, lambda x: x):
+        value = loss(*images)
+    # [K, B, C, H, W]; the negatives themselves, of 3 channels, are there anyhow.
+    assert sum(len(shape) == 5 and shape[2] > 3 for shape in saved) == kept
+    forward = {None: [B, K * B], 1: [B, B, B, B], 2: [B, 2 * B, B]}[chunk]
+    assert calls == forward
+    value.backward()
+    assert sorted(calls[len(forward) :]) == (sorted(forward[1:]) if chunk else []), "each chunk once more"
+
+
+def test_streamed_negatives_compile_without_a_graph_break(images):
+    torch._dynamo.reset()
+    images = [part.detach().float() for part in images]
+    loss = ContrastivePromptRegularization("ratio", "pixel", negative_chunk=2)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    grads = []
+    for call in (compiled, loss):
+        restored = images[0].clone().requires_grad_()
+        call(restored, *images[1:]).backward()
+        grads.append(restored.grad)
+    torch.testing.assert_close(*grads)
+    torch._dynamo.reset()
+
+
 def test_ratio_stays_finite_where_a_negative_equals_the_output(images):
     restored, target, _ = images
     same = restored.detach().expand(K, *restored.shape)
@@ -206,6 +251,9 @@ def test_it_compiles_without_a_graph_break(images):
         ({"margin": 0.0}, ValueError, "margin must be finite and greater than 0"),
         ({"temperature": 0.0}, ValueError, "temperature must be finite and greater than 0"),
         ({"eps": -1e-9}, ValueError, "eps"),
+        ({"negative_chunk": 0}, ValueError, "negative_chunk must be at least 1 or None, got 0"),
+        ({"negative_chunk": 1.5}, TypeError, "negative_chunk must be an integer or None, got 1.5"),
+        ({"negative_chunk": True}, TypeError, "negative_chunk must be an integer or None, got True"),
         ({"layer_weights": ()}, ValueError, "layer_weights must have a weight for each"),
         ({"layer_weights": (0.2, -0.3, 0.5)}, ValueError, r"layer_weights\[1\]"),
         ({"weights_file": "a.pth"}, ValueError, "weights_file is for features='vgg16' only"),
