@@ -126,10 +126,10 @@ SPEC = OpSpec(
     ),
     large=case(
         "large",
-        "more channels than threads, by no multiple; more pixels than a tile, by a part of one",
+        "more channels than threads, by no multiple; a prompt of a tile and a part of one",
         cycled(3, 2, 5),
         (5, 5, 24, 23),
-        (33, 32),
+        (17, 16),
     ),
     random=st.builds(
         _random,

@@ -82,7 +82,7 @@ SPEC = OpSpec(
         case("two, resized", "no two dimensions of equal size", 3, (4, 2, 5, 3), 2, (4, 6)),
         case("renormalised", "the other formula, no resize", 2, (6, 1, 2, 3), 3, None, "topk"),
     ),
-    large=case("large", "more channels than threads, by no multiple", 8, (5, 5, 12, 11), 2, (17, 16)),
+    large=case("large", "more channels than threads, by no multiple", 4, (5, 5, 12, 11), 2, (9, 8)),
     random=st.builds(
         _random,
         st.integers(0, 5),
