@@ -63,9 +63,7 @@ BENCH = harness.Bench(
     op="feature_distances",
     problems={"cpu": SIZES, "cuda": SIZES},
     implementations={
-        "ours (native)": harness.on_device("cpu", lambda: ours("native")),
-        "ours (triton)": harness.on_device("cuda", lambda: ours("triton")),
-        "ours (cuda)": harness.on_device("cuda", lambda: ours("cuda")),
+        **harness.ours(ours),
         "torch chain": lambda: against_negatives(chain),
         "torch.compile of the chain": lambda: against_negatives(harness.compiled(chain)()),
         "F.l1_loss, a loop": lambda: against_negatives(l1_losses),

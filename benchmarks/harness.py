@@ -27,7 +27,9 @@ Calls = dict[str, Callable[[], Any]]
 PASSES = ("forward", "forward+backward")
 SECONDS, LEAST_ROUNDS, MOST_ROUNDS, WARMUP = 4.0, 9, 40, 2
 OURS = "ours"  # implementations whose names begin so are ours
-RUNS_ON = {"native": "cpu", "triton": "cuda", "cuda": "cuda"}  # backend -> type of device; native comes first
+# Backend -> type of device; native comes first. As backends.RUNS_ON, which compare.py cannot count on: it runs this
+# file over an older commit's cpl_kernels.
+RUNS_ON = {"native": "cpu", "triton": "cuda", "cuda": "cuda"}
 
 
 class Unavailable(RuntimeError):

@@ -11,9 +11,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    interpreter = pytest.mark.skip(
-        reason="needs TRITON_INTERPRET=1 before the first import: make test does it"
-    )
+    interpreter = pytest.mark.skip(reason="needs TRITON_INTERPRET=1 before the first import; see make test")
     gpu = pytest.mark.skip(reason="needs a CUDA GPU")
     for item in items:
         if item.get_closest_marker("interpreter") and not INTERPRETED:
