@@ -40,8 +40,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{source(result)}.",
         "Time: median. Against ours: median (and quartiles) of the ratios within a round, all implementations taking "
-        f"turns; a peer that took over {FAR_RATIO:g} times as long as the fastest had {FAR_ROUNDS} rounds. Peak memory: of "
-        "one call in a fresh process, beyond its inputs.",
+        f"turns; a peer that took over {FAR_RATIO:g} times as long as the fastest had {FAR_ROUNDS} rounds. Peak "
+        "memory: of one call in a fresh process, beyond its inputs.",
     ]
     for name, rows in groups(result):
         with_flops = any("tflop_per_s" in row["extra_info"] for row in rows)
