@@ -57,7 +57,14 @@ format: $(INSTALLED)  ## Format everything in place
 
 BENCHES := $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 
-bench: $(addprefix bench-,$(BENCHES)) bench-defaults bench-calls  ## Measure the kernels on this CPU (which must be idle)
+bench: $(INSTALLED)  ## A look at every kernel on this CPU (which must be idle): two sizes of each, in ten minutes
+	mkdir -p build/bench
+	for op in $(BENCHES); do \
+		$(BIN)/python -m pytest -q benchmarks/bench_$$op.py --sizes 2 --benchmark-json=build/bench/$$op.json && \
+		$(BIN)/python -m benchmarks.report build/bench/$$op.json | tee build/bench/$$op.md || exit 1; \
+	done
+
+bench-results: $(addprefix bench-,$(BENCHES)) bench-defaults bench-calls  ## All sizes, into benchmarks/results
 
 bench-defaults: $(INSTALLED)
 	$(BIN)/python -m benchmarks.dispatch --out benchmarks/results/cpu_dispatch.json

@@ -15,8 +15,15 @@ from benchmarks import idle, rows
 THREADS = 2  # the machine that the aims are written for
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--sizes", type=int, help="measure this many sizes of each op, from the first on (default: all)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(THREADS)
+    rows.sizes = config.getoption("--sizes", None)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 import cpl_kernels
 from cpl_kernels import backends, dispatch
 
-SECONDS, LEAST_ROUNDS = 0.5, 9  # per case and, together, all its backends
+SECONDS, LEAST_ROUNDS = 0.3, 9  # per case and, together, all its backends
 THREADS = 2
 Call = Callable[[str], tuple[Tensor, list[Tensor]]]
 

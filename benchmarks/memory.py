@@ -1,17 +1,19 @@
-"""Peak memory of one call of every implementation of an op: python -m benchmarks.memory OP PROBLEM DTYPE
+"""Peak memory of one call of every implementation of an op: python -m benchmarks.memory OP DTYPE SIZES
 
-Prints a line of JSON for each pass and implementation that runs here. Each is measured in a process of its own, so
-that nothing left by another is reused: a fork of one that has imported torch and nothing more (no thread, no tensor),
-which saves the seconds of the import. There the call is made once (compilation, caches of libraries), what was freed
-goes back to the system, the system's mark of the largest resident set is reset, and the call is made again; kept is
-how far that mark then rose. Outputs and what is kept for the backward count, inputs do not. C++ scratch memory counts
-too, which torch's own profiler would not see. Linux only.
+Prints a line of JSON for each pass and implementation that runs here, at the first SIZES sizes of the op. Each
+implementation is measured in a process of its own, so that nothing left by another is reused: a fork of one that has
+imported torch and its compiler and nothing more (no thread, no tensor), which saves the seconds of the import. There
+the call is made once (compilation, caches of libraries), what was freed goes back to the system, the system's mark of
+the largest resident set is reset, and the call is made again; kept is how far that mark then rose. Outputs and what is
+kept for the backward count, inputs do not. C++ scratch memory counts too, which torch's own profiler would not see.
+Linux only.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import json
 import os
 import signal
@@ -30,13 +32,14 @@ THREADS = 2
 MOST_SECONDS = 300  # of one of them, most of it compilation; more means that it hangs
 
 
-def main(op: str, problem: str, dtype: str) -> None:
+def main(op: str, dtype: str, sizes: str) -> None:
     # A pool of threads does not live through a fork, and a child that waited for one would wait for ever.
     torch.set_num_threads(1)
+    importlib.import_module("torch._inductor.compile_fx")
     bench = harness.load(op)
-    for passes in harness.PASSES:
+    for problem in range(int(sizes)):
         for name in bench.implementations:
-            in_a_process_of_its_own(lambda p=passes, n=name: _print_peak(bench, int(problem), dtype, p, n))
+            in_a_process_of_its_own(lambda p=problem, n=name: _print_peaks(bench, p, dtype, n))
 
 
 def in_a_process_of_its_own(work: Callable[[], None]) -> None:
@@ -74,17 +77,19 @@ def peak(call: Callable[[], Any]) -> int:
     return max(0, risen)
 
 
-def _print_peak(bench: harness.Bench, problem: int, dtype: str, passes: str, name: str) -> None:
+def _print_peaks(bench: harness.Bench, problem: int, dtype: str, name: str) -> None:
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     size, cpu = bench.problems["cpu"][problem], torch.device("cpu")
     leaves, dy = size.make(cpu, getattr(torch, dtype))
     try:
-        call = harness.passes_of(size.bind(bench.implementations[name](), cpu), leaves, dy)[passes]
-        call()
+        calls = harness.passes_of(size.bind(bench.implementations[name](), cpu), leaves, dy)
+        for passes in harness.PASSES:
+            calls[passes]()
+            found = {"problem": problem, "passes": passes, "name": name, "peak_bytes": peak(calls[passes])}
+            print(json.dumps(found))
     except (harness.Unavailable, ImportError, cpl_kernels.BackendError):
         return  # the timing says why it is absent
-    print(json.dumps({"passes": passes, "name": name, "peak_bytes": peak(call)}))
 
 
 def _status(key: str) -> int:

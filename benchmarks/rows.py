@@ -34,10 +34,13 @@ class Row:
         return f"{problem.id}-{self.dtype}-{self.passes}-{self.name}"
 
 
+sizes: int | None = None  # how many of an op's, from the first on; None: all
+
+
 def of(bench: harness.Bench) -> list[Row]:
     return [
         Row(bench.op, i, dtype, passes, name)
-        for i in range(len(bench.problems["cpu"]))
+        for i in range(len(bench.problems["cpu"][:sizes]))
         for dtype in bench.dtypes["cpu"]
         for passes in harness.PASSES
         for name in bench.implementations
@@ -82,7 +85,7 @@ def measure(benchmark: Any, row: Row) -> None:
         floor_bytes=moved,
         gb_per_s=rate,
         share_of_copy_bandwidth=rate / copies.gb_per_s(problem.working_set * itemsize),
-        peak_bytes=_peaks(row.op, row.problem, row.dtype)[row.passes, row.name],
+        peak_bytes=_peaks(row.op, row.dtype)[row.problem, row.passes, row.name],
     )
     if row.passes in problem.flops:
         benchmark.extra_info["tflop_per_s"] = problem.flops[row.passes] / benchmark.stats.stats.median / 1e12
@@ -101,11 +104,12 @@ def _runs(op: str, problem: int, dtype: str) -> tuple[dict[str, harness.Calls], 
 
 
 @functools.cache
-def _peaks(op: str, problem: int, dtype: str) -> dict[tuple[str, str], int]:
-    """(pass, name) -> bytes, each of one call in a process of its own (benchmarks/memory.py), beyond its inputs."""
-    command = [sys.executable, "-m", "benchmarks.memory", op, str(problem), dtype]
+def _peaks(op: str, dtype: str) -> dict[tuple[int, str, str], int]:
+    """(problem, pass, name) -> bytes of one call, beyond its inputs (benchmarks/memory.py)."""
+    count = len(harness.load(op).problems["cpu"][:sizes])
+    command = [sys.executable, "-m", "benchmarks.memory", op, dtype, str(count)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}; its messages stand above")
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {(one["passes"], one["name"]): one["peak_bytes"] for one in found}
+    return {(one["problem"], one["passes"], one["name"]): one["peak_bytes"] for one in found}

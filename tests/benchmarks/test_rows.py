@@ -46,9 +46,10 @@ def make(device, dtype):
     return [x], torch.ones_like(x)
 
 
+FLOOR = {"forward": 2**19, "forward+backward": 2**20}
 BENCH = harness.Bench(
     op="tiny",
-    problems={"cpu": (harness.Problem((256, 1024), make, {"forward": 2**19, "forward+backward": 2**20}, 2**19),)},
+    problems={"cpu": (harness.Problem((256, 1024), make, FLOOR, 2**19), harness.Problem((9, 9), make, FLOOR, 2**19))},
     implementations={"ours": lambda: definition, "copies": lambda: through_a_copy, "absent": elsewhere},
     definition=definition,
     tolerance=1e-6,
@@ -72,7 +73,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, A
     command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "benchmarks/bench_tiny.py"]
     environment = {**os.environ, "CPL_BENCH_BUSY": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [*command, "--benchmark-json=result.json"],
+        [*command, "--sizes", "1", "--benchmark-json=result.json"],
         cwd=folder,
         env=environment,
         capture_output=True,
