@@ -9,6 +9,7 @@ they are in use: what the operating system takes for fresh pages is part of the 
 from __future__ import annotations
 
 import importlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -193,7 +194,9 @@ def interleaved(
     clock = clock or wall_clock
     warm: dict[str, float] = {}
     for _ in range(WARMUP):  # what takes a second is warm after the first
-        warm |= {name: clock(call) for name, call in calls.items() if warm.get(name, 0.0) < 1.0}
+        for name, call in calls.items():
+            if warm.get(name, 0.0) < 1.0:
+                warm[name] = min(clock(call), warm.get(name, math.inf))
     fastest = min(warm.values(), default=0.0)
     limit = max(FAR_SECONDS, FAR_RATIO * fastest)
     far = {name for name, taken in warm.items() if taken > limit and not name.startswith(OURS)}
