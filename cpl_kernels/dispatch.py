@@ -36,9 +36,13 @@ _NATIVE = ("native", "reference")
 
 _MEASURED_ON_CPU = ("layer_norm2d", "gated_dwconv", "route_topk", "route_negatives", "aggregate_prompts")
 
-TABLE = tuple(
-    Row(op, "cpu", DTYPES, _EVERY_SIZE, _NATIVE, "benchmarks/results/cpu_dispatch.json")
-    for op in _MEASURED_ON_CPU
+_CPU_EVIDENCE = "benchmarks/results/cpu_dispatch.json"
+TABLE = (
+    *(Row(op, "cpu", DTYPES, _EVERY_SIZE, _NATIVE, _CPU_EVIDENCE) for op in _MEASURED_ON_CPU),
+    # In float16 the compiler converts element by element, and larger calls lose.
+    Row("feature_distances", "cpu", ("float32", "bfloat16", "float64"), _EVERY_SIZE, _NATIVE, _CPU_EVIDENCE),
+    Row("feature_distances", "cpu", ("float16",), ("small",), _NATIVE, _CPU_EVIDENCE),
+    Row("feature_distances", "cpu", ("float16",), ("medium", "large"), ("reference",), _CPU_EVIDENCE),
 )
 
 UNMEASURED = "the safe choice: no measurement yet"
