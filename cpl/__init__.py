@@ -3,6 +3,7 @@
     model = cpl.create_model("cplir")            # or cplir-small, cplir-tiny, promptir, restormer
     model, info = cpl.load_checkpoint("best.safetensors")
     sharp = cpl.restore(model, photo)            # PIL image, NumPy array or tensor
+    print(cpl.patch(other))                      # our kernels inside a Restormer, PromptIR, NAFNet, ... of yours
 
 What is listed here is imported when it is first used, so ``import cpl`` is quick and does not
 even import torch; parts that need more name the extra that brings it.
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cpl.inference.restore import restore
+    from cpl.interop.patch import patch, unpatch
     from cpl.models import ModelConfig, create_model, load_checkpoint, save_checkpoint
     from cpl_kernels._version import __version__
 
@@ -25,12 +27,23 @@ _ATTRIBUTES = {
     "load_checkpoint": "cpl.models",
     "save_checkpoint": "cpl.models",
     "restore": "cpl.inference.restore",
+    "patch": "cpl.interop.patch",
+    "unpatch": "cpl.interop.patch",
 }
 _SUBPACKAGES = frozenset(
     ("cli", "data", "degradations", "errors", "inference", "interop", "losses", "models", "nn", "training")
 )
 
-__all__ = ["ModelConfig", "__version__", "create_model", "load_checkpoint", "restore", "save_checkpoint"]
+__all__ = [
+    "ModelConfig",
+    "__version__",
+    "create_model",
+    "load_checkpoint",
+    "patch",
+    "restore",
+    "save_checkpoint",
+    "unpatch",
+]
 
 
 def __getattr__(name: str) -> Any:
