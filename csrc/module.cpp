@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "aggregate_prompts/bind.h"
+#include "channel_attention/bind.h"
 #include "common/isa.h"
 #include "common/pyview.h"
 #include "feature_distances/bind.h"
@@ -29,6 +30,8 @@ PYBIND11_MODULE(_core, m) {
   using NoGil = pybind11::call_guard<pybind11::gil_scoped_release>;
   m.def("aggregate_prompts_forward", &cpl::bind::aggregate_prompts_forward, NoGil());
   m.def("aggregate_prompts_backward", &cpl::bind::aggregate_prompts_backward, NoGil());
+  m.def("channel_attention_forward", &cpl::bind::channel_attention_forward, NoGil());
+  m.def("channel_attention_backward", &cpl::bind::channel_attention_backward, NoGil());
   m.def("feature_distances_forward", &cpl::bind::feature_distances_forward, NoGil());
   m.def("feature_distances_backward", &cpl::bind::feature_distances_backward, NoGil());
   m.def("gated_dwconv_forward", &cpl::bind::gated_dwconv_forward, NoGil());

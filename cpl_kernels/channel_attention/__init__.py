@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cpl_kernels import autocast, backends, checks
-from cpl_kernels.channel_attention import op as _op  # noqa: F401  registers the op
-from cpl_kernels.registration import NAMESPACE
+from cpl_kernels.channel_attention import op as _op
 
 __all__ = ["channel_attention"]
 
@@ -55,4 +54,4 @@ def channel_attention(qkv: Tensor, temperature: Tensor, *, backend: str | None =
         )
     checks.same_device(qkv=qkv, temperature=temperature)
     request = backends.requested("channel_attention", backend)
-    return NAMESPACE.channel_attention(autocast.cast(qkv), temperature, request)[0]
+    return _op.channel_attention(autocast.cast(qkv), temperature, request)[0]
