@@ -16,9 +16,10 @@ namespace cpl {
 namespace CPL_ISA {
 namespace {
 
-constexpr int64_t kStep = 64;                      // pixels: every block is a multiple of it, and it of every panel
-constexpr int64_t kLeastBlock = 128;               // of a sum: below this its ends cost more than its middle
+constexpr int64_t kStep = 64;         // pixels: every block is a multiple of it, and it of every panel
+constexpr int64_t kLeastBlock = 512;  // pixels of a sum: in shorter ones the ends cost more than the middle
 constexpr size_t kBlockBytes = size_t{208} << 10;  // of one operand of a sum: two of them stay in the L2 cache
+constexpr int64_t kRowsAhead = 2;                  // fetched ahead: each lies in another page
 constexpr int64_t kSlices = 32;                    // of a sum over all heads and images: enough to share out
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -71,6 +72,22 @@ struct Rows {
   bool planar() const { return stride_pixel == 1; }
 };
 
+// Of a multiple of kStep values.
+template <typename A>
+inline A sum_of_squares(const A* row, int64_t count) {
+  using R = Register<A>;
+  constexpr int kChains = 4;
+  typename R::Vector sum[kChains] = {};
+  for (int64_t p = 0; p < count; p += kChains * R::kCount) {
+    for (int i = 0; i < kChains; ++i) {
+      const typename R::Vector x = R::load(row + p + i * R::kCount);
+      sum[i] += x * x;
+    }
+  }
+  const typename R::Vector total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  return sum_of<A>(total);
+}
+
 // Brings a block into scratch, rows `pitch` apart, zeros behind the last pixel; adds the squares of each row's values
 // to squares[row] where asked.
 template <typename T, typename A>
@@ -80,6 +97,10 @@ void gather(const Rows<const T>& rows, const Block& block, int64_t width, A* tar
     A* __restrict row = target + c * pitch;
     const T* __restrict source = rows.data + c * rows.stride_channel;
     if (rows.planar()) {
+      if (c + kRowsAhead < width) {
+        const T* ahead = source + kRowsAhead * rows.stride_channel;
+        for (int64_t p = 0; p < block.count; p += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(ahead + p);
+      }
 #pragma omp simd
       for (int64_t p = 0; p < block.count; ++p) row[p] = load(source + p);
     } else {
@@ -87,18 +108,7 @@ void gather(const Rows<const T>& rows, const Block& block, int64_t width, A* tar
     }
     for (int64_t p = block.count; p < block.padded; ++p) row[p] = A(0);
     if (squares != nullptr) {
-      using R = Register<A>;
-      constexpr int kChains = 4;
-      typename R::Vector sum[kChains] = {};
-      for (int64_t p = 0; p < block.padded; p += kChains * R::kCount) {
-        for (int i = 0; i < kChains; ++i) {
-          const typename R::Vector x = R::load(row + p + i * R::kCount);
-          sum[i] += x * x;
-        }
-      }
-      A total[kChains];
-      sum_lanes<A>(sum, kChains, total);
-      for (int i = 0; i < kChains; ++i) squares[c] += static_cast<double>(total[i]);
+      squares[c] += static_cast<double>(sum_of_squares(row, block.padded));
     }
   }
 }
@@ -118,20 +128,20 @@ void scatter(const Rows<T>& rows, int64_t width, int64_t first, int64_t count, c
   }
 }
 
-// Z = M x - scale * own over a block, written to `rows`; `spare` holds a panel of results.
-template <typename T, typename A>
+// Z = M x (or with kProject Z = M x - scale * own) over a block, written to `rows`; `spare` holds a panel of results.
+template <bool kProject = false, typename T, typename A>
 void apply(const A* packed, const A* x, int64_t width, int64_t pitch, const Rows<T>& rows, const Block& block, A* spare,
            const A* scale = nullptr, const A* own = nullptr) {
   for (int64_t p = 0; p < block.count; p += kPanel<A>) {
     const int64_t count = std::min(kPanel<A>, block.count - p);
-    const A* also = own == nullptr ? nullptr : own + p;
+    const A* also = kProject ? own + p : nullptr;
     if constexpr (std::is_same_v<T, A>) {
       if (rows.planar() && count == kPanel<A>) {
-        apply_panel(packed, x + p, width, pitch, rows.data + p, rows.stride_channel, scale, also);
+        apply_panel<kProject>(packed, x + p, width, pitch, rows.data + p, rows.stride_channel, scale, also);
         continue;
       }
     }
-    apply_panel(packed, x + p, width, pitch, spare, kPanel<A>, scale, also);
+    apply_panel<kProject>(packed, x + p, width, pitch, spare, kPanel<A>, scale, also);
     scatter(rows, width, p, count, spare, kPanel<A>);
   }
 }

@@ -56,34 +56,54 @@ constexpr int64_t row_pitch(int64_t pixels) {
   return pixels / kPart % 2 ? pixels : pixels + kPart;
 }
 
-// Sums of the lanes of `count` registers, in a fixed tree.
-template <typename A>
-inline void sum_lanes(const typename Register<A>::Vector* values, int count, A* sums) {
-  constexpr int64_t kLanes = Register<A>::kCount;
-  for (int i = 0; i < count; ++i) {
-    A lane[kLanes];
-    memcpy(lane, values + i, sizeof lane);
-    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-      for (int64_t j = 0; j < half; ++j) lane[j] += lane[j + half];
-    }
-    sums[i] = lane[0];
+// The sum of kBytes of numbers, in a fixed tree: halves are added as vectors down to 16 bytes.
+template <int kBytes, typename A>
+inline A sum_of(const A* lanes) {
+  constexpr int64_t kHalf = kBytes / 2 / static_cast<int64_t>(sizeof(A));
+  if constexpr (kBytes > 16) {
+    typedef A Half __attribute__((vector_size(kBytes / 2)));
+    Half low, high;
+    memcpy(&low, lanes, sizeof low);
+    memcpy(&high, lanes + kHalf, sizeof high);
+    low += high;
+    A halves[kHalf];
+    memcpy(halves, &low, sizeof halves);
+    return sum_of<kBytes / 2>(halves);
+  } else if constexpr (kHalf == 2) {
+    return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+  } else {
+    return lanes[0] + lanes[1];
   }
 }
 
-// A tile of X Y^T over `pixels`: rows x[i] by rows y[j].
+template <typename A>
+inline A sum_of(const typename Register<A>::Vector& v) {
+  A lanes[Register<A>::kCount];
+  memcpy(lanes, &v, sizeof lanes);
+  return sum_of<Register<A>::kBytes>(lanes);
+}
+
+// A tile of X Y^T over `pixels`, a multiple of a register and not none: rows x[i] by rows y[j].
 template <typename A>
 inline void gram_tile(const A* const (&x)[kGramRows], const A* const (&y)[kGramColumns], int64_t pixels, A* tile) {
   using R = Register<A>;
-  typename R::Vector sum[kGramRows * kGramColumns] = {};
-  for (int64_t p = 0; p < pixels; p += R::kCount) {
-    typename R::Vector row[kGramRows];
+  typename R::Vector sum[kGramRows][kGramColumns], row[kGramRows];
+  for (int i = 0; i < kGramRows; ++i) row[i] = R::load(x[i]);
+  for (int j = 0; j < kGramColumns; ++j) {
+    for (int i = 0; i < kGramRows; ++i) sum[i][j] = row[i] * R::load(y[j]);
+  }
+  for (int64_t p = R::kCount; p < pixels; p += R::kCount) {
     for (int i = 0; i < kGramRows; ++i) row[i] = R::load(x[i] + p);
     for (int j = 0; j < kGramColumns; ++j) {
       const typename R::Vector column = R::load(y[j] + p);
-      for (int i = 0; i < kGramRows; ++i) sum[i * kGramColumns + j] += row[i] * column;
+      for (int i = 0; i < kGramRows; ++i) sum[i][j] += row[i] * column;
     }
   }
-  sum_lanes<A>(sum, kGramRows * kGramColumns, tile);
+  for (int i = 0; i < kGramRows; ++i) {
+    for (int j = 0; j < kGramColumns; ++j) {
+      tile[i * kGramColumns + j] = sum_of<A>(sum[i][j]);
+    }
+  }
 }
 
 // gram += X Y^T, for X and Y of `width` rows, `pitch` apart; `pixels` is a multiple of a register. In fp64, so that a
@@ -118,31 +138,31 @@ struct Packed {
   }
 };
 
-// z = M x - scale * own for a panel, rows of x and own `pitch` apart and those of z `z_pitch`; without `own`, z = M x.
-template <typename A>
-void apply_panel(const A* packed, const A* x, int64_t width, int64_t pitch, A* z, int64_t z_pitch,
-                 const A* scale = nullptr, const A* own = nullptr) {
+// z = M x for a panel, or with kProject z = M x - scale * own; rows of x and own `pitch` apart, those of z `z_pitch`.
+template <bool kProject, typename A>
+void apply_panel(const A* packed, const A* x, int64_t width, int64_t pitch, A* z, int64_t z_pitch, const A* scale,
+                 const A* own) {
   using R = Register<A>;
+  typename R::Vector sum[kApplyRows][kApplyVectors], column[kApplyVectors];
   for (int64_t i = 0; i < width; i += kApplyRows) {
     const A* m = packed + i * width;
-    typename R::Vector sum[kApplyRows][kApplyVectors] = {};
-    const int64_t rows = width - i < kApplyRows ? width - i : kApplyRows;
-    if (own != nullptr) {
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int v = 0; v < kApplyVectors; ++v) {
-          sum[r][v] = R::load(own + (i + r) * pitch + v * R::kCount) * -scale[i + r];
-        }
-      }
+    for (int v = 0; v < kApplyVectors; ++v) column[v] = R::load(x + v * R::kCount);
+    for (int r = 0; r < kApplyRows; ++r) {
+      for (int v = 0; v < kApplyVectors; ++v) sum[r][v] = m[r] * column[v];
     }
-    for (int64_t k = 0; k < width; ++k, m += kApplyRows) {
-      typename R::Vector column[kApplyVectors];
+    for (int64_t k = 1; k < width; ++k) {
+      m += kApplyRows;
       for (int v = 0; v < kApplyVectors; ++v) column[v] = R::load(x + k * pitch + v * R::kCount);
       for (int r = 0; r < kApplyRows; ++r) {
         for (int v = 0; v < kApplyVectors; ++v) sum[r][v] += m[r] * column[v];
       }
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int v = 0; v < kApplyVectors; ++v) R::set(z + (i + r) * z_pitch + v * R::kCount, sum[r][v]);
+    for (int r = 0; r < kApplyRows; ++r) {
+      if (i + r >= width) break;
+      for (int v = 0; v < kApplyVectors; ++v) {
+        if constexpr (kProject) sum[r][v] -= scale[i + r] * R::load(own + (i + r) * pitch + v * R::kCount);
+        R::set(z + (i + r) * z_pitch + v * R::kCount, sum[r][v]);
+      }
     }
   }
 }
