@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cpl_kernels import autocast, backends, checks
-from cpl_kernels.gated_dwconv import op as _op  # noqa: F401  registers the op
-from cpl_kernels.registration import NAMESPACE
+from cpl_kernels.gated_dwconv import op as _op
 
 __all__ = ["gated_dwconv"]
 
@@ -65,4 +64,4 @@ def gated_dwconv(
     checks.same_device(x=x, weight=weight, bias=bias)
     checks.one_of("activation", activation, ("gelu", "none"))
     request = backends.requested("gated_dwconv", backend)
-    return NAMESPACE.gated_dwconv(autocast.cast(x), weight, bias, activation == "gelu", request)
+    return _op.gated_dwconv(autocast.cast(x), weight, bias, activation == "gelu", request)
