@@ -45,9 +45,15 @@ PYBIND11_MODULE(_core, m) {
   m.def("aggregate_prompts_planes", &cpl::bind::aggregate_prompts_planes);
   m.def("aggregate_prompts_forward_cuda", &cpl::bind::aggregate_prompts_forward_cuda, NoGil());
   m.def("aggregate_prompts_backward_cuda", &cpl::bind::aggregate_prompts_backward_cuda, NoGil());
+  m.def("channel_attention_scratch", &cpl::bind::channel_attention_scratch);
+  m.def("channel_attention_forward_cuda", &cpl::bind::channel_attention_forward_cuda, NoGil());
+  m.def("channel_attention_backward_cuda", &cpl::bind::channel_attention_backward_cuda, NoGil());
   m.def("feature_distances_scratch", &cpl::bind::feature_distances_scratch);
   m.def("feature_distances_forward_cuda", &cpl::bind::feature_distances_forward_cuda, NoGil());
   m.def("feature_distances_backward_cuda", &cpl::bind::feature_distances_backward_cuda, NoGil());
+  m.def("gated_dwconv_partial", &cpl::bind::gated_dwconv_partial);
+  m.def("gated_dwconv_forward_cuda", &cpl::bind::gated_dwconv_forward_cuda, NoGil());
+  m.def("gated_dwconv_backward_cuda", &cpl::bind::gated_dwconv_backward_cuda, NoGil());
   m.def("layer_norm2d_partial_rows", &cpl::bind::layer_norm2d_partial_rows);
   m.def("layer_norm2d_forward_cuda", &cpl::bind::layer_norm2d_forward_cuda, NoGil());
   m.def("layer_norm2d_backward_cuda", &cpl::bind::layer_norm2d_backward_cuda, NoGil());

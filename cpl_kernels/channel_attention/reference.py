@@ -18,8 +18,8 @@ def channel_attention(qkv: Tensor, temperature: Tensor) -> Tensor:
 
 def forward(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns y, and for the backward the clamped norms of q and k, [B, C] each, and the cosines."""
-    y, *statistics = _attend(qkv, temperature)
-    return y.contiguous(memory_format=layout.output_format(qkv)), *statistics
+    y, q_norm, k_norm, cosines = _attend(qkv, temperature)
+    return y.contiguous(memory_format=layout.output_format(qkv)), q_norm, k_norm, cosines
 
 
 def backward(

@@ -45,4 +45,14 @@ struct ChannelAttentionBackward {
 CPL_DECLARE_PER_ISA(void channel_attention_forward(const ChannelAttentionForward& args, int threads))
 CPL_DECLARE_PER_ISA(void channel_attention_backward(const ChannelAttentionBackward& args, int threads))
 
+#if defined(CPL_WITH_CUDA)
+namespace cuda {
+// Elements (dtype of the statistics) of the scratch buffer of a call, forward or backward; a function of the size
+// alone.
+int64_t channel_attention_scratch(const ChannelAttentionSize& size);
+void channel_attention_forward(const ChannelAttentionForward& args, void* scratch, void* stream);
+void channel_attention_backward(const ChannelAttentionBackward& args, void* scratch, void* stream);
+}  // namespace cuda
+#endif
+
 }  // namespace cpl
