@@ -88,43 +88,58 @@ inline A sum_of_squares(const A* row, int64_t count) {
   return sum_of<A>(total);
 }
 
+// Channels-last: a step of pixels at a time, whose channels share cache lines. body(channel, pixel) for each of
+// `count`.
+template <typename Body>
+inline void across_channels(int64_t width, int64_t count, const Body& body) {
+  for (int64_t first = 0; first < count; first += kStep) {
+    const int64_t end = std::min(first + kStep, count);
+    for (int64_t c = 0; c < width; ++c) {
+      for (int64_t p = first; p < end; ++p) body(c, p);
+    }
+  }
+}
+
 // Brings a block into scratch, rows `pitch` apart, zeros behind the last pixel; adds the squares of each row's values
 // to squares[row] where asked.
 template <typename T, typename A>
 void gather(const Rows<const T>& rows, const Block& block, int64_t width, A* target, int64_t pitch,
             double* squares = nullptr) {
+  if (!rows.planar()) {
+    across_channels(width, block.count, [&](int64_t c, int64_t p) {
+      target[c * pitch + p] = load(rows.data + c * rows.stride_channel + p * rows.stride_pixel);
+    });
+  }
   for (int64_t c = 0; c < width; ++c) {
     A* __restrict row = target + c * pitch;
-    const T* __restrict source = rows.data + c * rows.stride_channel;
     if (rows.planar()) {
+      const T* __restrict source = rows.data + c * rows.stride_channel;
       if (c + kRowsAhead < width) {
         const T* ahead = source + kRowsAhead * rows.stride_channel;
         for (int64_t p = 0; p < block.count; p += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(ahead + p);
       }
 #pragma omp simd
       for (int64_t p = 0; p < block.count; ++p) row[p] = load(source + p);
-    } else {
-      for (int64_t p = 0; p < block.count; ++p) row[p] = load(source + p * rows.stride_pixel);
     }
     for (int64_t p = block.count; p < block.padded; ++p) row[p] = A(0);
-    if (squares != nullptr) {
-      squares[c] += static_cast<double>(sum_of_squares(row, block.padded));
-    }
+    if (squares != nullptr) squares[c] += static_cast<double>(sum_of_squares(row, block.padded));
   }
 }
 
 // Writes `count` pixels at `first` of a block from scratch.
 template <typename T, typename A>
 void scatter(const Rows<T>& rows, int64_t width, int64_t first, int64_t count, const A* source, int64_t pitch) {
+  if (!rows.planar()) {
+    T* const target = rows.data + first * rows.stride_pixel;
+    return across_channels(width, count, [&](int64_t c, int64_t p) {
+      store(target + c * rows.stride_channel + p * rows.stride_pixel, source[c * pitch + p]);
+    });
+  }
   for (int64_t c = 0; c < width; ++c) {
     const A* __restrict row = source + c * pitch;
-    T* __restrict target = rows.data + c * rows.stride_channel + first * rows.stride_pixel;
-    if (rows.planar()) {
+    T* __restrict target = rows.data + c * rows.stride_channel + first;
 #pragma omp simd
-      for (int64_t p = 0; p < count; ++p) store(target + p, row[p]);
-    } else {
-      for (int64_t p = 0; p < count; ++p) store(target + p * rows.stride_pixel, row[p]);
-    }
+    for (int64_t p = 0; p < count; ++p) store(target + p, row[p]);
   }
 }
 
