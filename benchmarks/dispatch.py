@@ -50,6 +50,15 @@ def gated_dwconv(elements: int, dtype: torch.dtype) -> Call:
     return lambda backend: (cpl_kernels.gated_dwconv(*leaves, backend=backend), leaves)
 
 
+def channel_attention(elements: int, dtype: torch.dtype) -> Call:
+    """One head of 48 channels, as the model's first level."""
+    side = round((elements / 144) ** 0.5)
+    leaves = [
+        torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((1, 144, side, side), (1, 1, 1))
+    ]
+    return lambda backend: (cpl_kernels.channel_attention(*leaves, backend=backend), leaves)
+
+
 def route_topk(elements: int, dtype: torch.dtype) -> Call:
     logits = torch.randn(elements // 5, 5, dtype=dtype, requires_grad=True)
     return lambda backend: (cpl_kernels.route_topk(logits, 2, backend=backend)[0], [logits])
@@ -86,6 +95,7 @@ def feature_distances(elements: int, dtype: torch.dtype) -> Call:
 OPS: dict[str, Callable[[int, torch.dtype], Call]] = {
     "layer_norm2d": layer_norm2d,
     "gated_dwconv": gated_dwconv,
+    "channel_attention": channel_attention,
     "route_topk": route_topk,
     "route_negatives": route_negatives,
     "aggregate_prompts": aggregate_prompts,

@@ -18,9 +18,10 @@ def output_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
-def empty_like(x: Tensor) -> Tensor:
-    """An uninitialised result for ``x``; fakes and backends both call this, so that they agree."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
+def empty_like(x: Tensor, channels: int | None = None) -> Tensor:
+    """An uninitialised result for ``x``, of so many ``channels``; fakes and backends both call this, so they agree."""
+    shape = x.shape if channels is None else (x.shape[0], channels, *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=output_format(x))
 
 
 def pixel_stride(x: Tensor) -> int | None:

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "aggregate_prompts/bind.h"
+#include "channel_attention/bind.h"
 #include "common/isa.h"
 #include "common/pyview.h"
 #include "feature_distances/bind.h"
@@ -29,6 +30,8 @@ PYBIND11_MODULE(_core, m) {
   using NoGil = pybind11::call_guard<pybind11::gil_scoped_release>;
   m.def("aggregate_prompts_forward", &cpl::bind::aggregate_prompts_forward, NoGil());
   m.def("aggregate_prompts_backward", &cpl::bind::aggregate_prompts_backward, NoGil());
+  m.def("channel_attention_forward", &cpl::bind::channel_attention_forward, NoGil());
+  m.def("channel_attention_backward", &cpl::bind::channel_attention_backward, NoGil());
   m.def("feature_distances_forward", &cpl::bind::feature_distances_forward, NoGil());
   m.def("feature_distances_backward", &cpl::bind::feature_distances_backward, NoGil());
   m.def("gated_dwconv_forward", &cpl::bind::gated_dwconv_forward, NoGil());
@@ -42,9 +45,15 @@ PYBIND11_MODULE(_core, m) {
   m.def("aggregate_prompts_planes", &cpl::bind::aggregate_prompts_planes);
   m.def("aggregate_prompts_forward_cuda", &cpl::bind::aggregate_prompts_forward_cuda, NoGil());
   m.def("aggregate_prompts_backward_cuda", &cpl::bind::aggregate_prompts_backward_cuda, NoGil());
+  m.def("channel_attention_scratch", &cpl::bind::channel_attention_scratch);
+  m.def("channel_attention_forward_cuda", &cpl::bind::channel_attention_forward_cuda, NoGil());
+  m.def("channel_attention_backward_cuda", &cpl::bind::channel_attention_backward_cuda, NoGil());
   m.def("feature_distances_scratch", &cpl::bind::feature_distances_scratch);
   m.def("feature_distances_forward_cuda", &cpl::bind::feature_distances_forward_cuda, NoGil());
   m.def("feature_distances_backward_cuda", &cpl::bind::feature_distances_backward_cuda, NoGil());
+  m.def("gated_dwconv_partial", &cpl::bind::gated_dwconv_partial);
+  m.def("gated_dwconv_forward_cuda", &cpl::bind::gated_dwconv_forward_cuda, NoGil());
+  m.def("gated_dwconv_backward_cuda", &cpl::bind::gated_dwconv_backward_cuda, NoGil());
   m.def("layer_norm2d_partial_rows", &cpl::bind::layer_norm2d_partial_rows);
   m.def("layer_norm2d_forward_cuda", &cpl::bind::layer_norm2d_forward_cuda, NoGil());
   m.def("layer_norm2d_backward_cuda", &cpl::bind::layer_norm2d_backward_cuda, NoGil());

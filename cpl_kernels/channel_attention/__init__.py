@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cpl_kernels import autocast, backends, checks
-from cpl_kernels.channel_attention import op as _op  # noqa: F401  registers the op
-from cpl_kernels.registration import NAMESPACE
+from cpl_kernels.channel_attention import op as _op
 
 __all__ = ["channel_attention"]
 
@@ -25,13 +24,14 @@ def channel_attention(qkv: Tensor, temperature: Tensor, *, backend: str | None =
     normalised q and k are never stored.
 
     Args:
-        qkv: [B, 3C, H, W], any strides; float32, bfloat16, float16 or float64. C is divisible by heads.
+        qkv: [B, 3C, H, W], any strides (planar and channels-last are walked as they are, anything else is
+            copied once); float32, bfloat16, float16 or float64. C is divisible by heads.
         temperature: [heads, 1, 1], any floating dtype.
         backend: "reference", "native", "triton" or "cuda"; None picks the default for the device.
 
     Returns:
-        [B, C, H, W] in the dtype of qkv; sums and softmax in float32 (float64 if either input is).
-        Under autocast qkv is cast to the autocast dtype, as for a matmul; temperature is not.
+        [B, C, H, W] in the dtype of qkv, channels-last if qkv is; sums and softmax in float32 (float64 if
+        either input is). Under autocast qkv is cast to the autocast dtype, as for a matmul; temperature is not.
 
     Raises:
         TypeError: a dtype that is not floating.
@@ -55,4 +55,4 @@ def channel_attention(qkv: Tensor, temperature: Tensor, *, backend: str | None =
         )
     checks.same_device(qkv=qkv, temperature=temperature)
     request = backends.requested("channel_attention", backend)
-    return NAMESPACE.channel_attention(autocast.cast(qkv), temperature, request)[0]
+    return _op.channel_attention(autocast.cast(qkv), temperature, request)[0]

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cpl_kernels import autocast, backends
-from cpl_kernels.registration import NAMESPACE, register_differentiable
+from cpl_kernels import autocast, backends, layout
+from cpl_kernels.registration import register_differentiable
 
 
 def _forward(qkv: Tensor, temperature: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -15,12 +15,11 @@ def _forward(qkv: Tensor, temperature: Tensor, backend: str) -> tuple[Tensor, Te
 
 
 def _forward_fake(qkv: Tensor, temperature: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, channels, height, width = qkv.shape
-    channels, heads = channels // 3, temperature.shape[0]
+    batch, channels, heads = len(qkv), qkv.shape[1] // 3, temperature.shape[0]
     dtype = autocast.wide(qkv.dtype, temperature.dtype)
     width_of_head = channels // heads
     return (
-        qkv.new_empty(batch, channels, height, width),
+        layout.empty_like(qkv, channels),
         qkv.new_empty(batch, channels, dtype=dtype),
         qkv.new_empty(batch, channels, dtype=dtype),
         qkv.new_empty(batch, heads, width_of_head, width_of_head, dtype=dtype),
@@ -49,7 +48,7 @@ def _backward_fake(
     cosines: Tensor,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    return qkv.new_empty(qkv.shape), cosines.new_empty(temperature.shape)
+    return layout.empty_like(qkv), cosines.new_empty(temperature.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
@@ -62,14 +61,14 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _grads(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     qkv, temperature, q_norm, k_norm, cosines = ctx.saved_tensors
-    dqkv, dtemperature = NAMESPACE.channel_attention_backward(
+    dqkv, dtemperature = channel_attention_backward(
         dy, qkv, temperature, q_norm, k_norm, cosines, ctx.backend
     )
     need_qkv, need_temperature = ctx.needs_input_grad[:2]
     return dqkv if need_qkv else None, dtemperature.to(temperature.dtype) if need_temperature else None, None
 
 
-register_differentiable(
+channel_attention, channel_attention_backward = register_differentiable(
     "channel_attention",
     "(Tensor qkv, Tensor temperature, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     impl=_forward,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cpl_kernels import layout
 from cpl_kernels.autocast import wide
 
 MIN_NORM = 1e-12  # as of torch.nn.functional.normalize
@@ -17,7 +18,8 @@ def channel_attention(qkv: Tensor, temperature: Tensor) -> Tensor:
 
 def forward(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns y, and for the backward the clamped norms of q and k, [B, C] each, and the cosines."""
-    return _attend(qkv, temperature)
+    y, q_norm, k_norm, cosines = _attend(qkv, temperature)
+    return y.contiguous(memory_format=layout.output_format(qkv)), q_norm, k_norm, cosines
 
 
 def backward(
@@ -46,7 +48,9 @@ def backward(
     dq = dcosines @ k_hat - _unclamped(q_norm) * q_hat * along.sum(dim=-1, keepdim=True)
     dk = dcosines.mT @ q_hat - _unclamped(k_norm) * k_hat * along.sum(dim=-2).unsqueeze(-1)
     dqkv = torch.stack((dq / q_norm, dk / k_norm, dv), dim=1).view(qkv.shape).to(qkv.dtype)
-    return dqkv, (dlogits * cosines).sum(dim=(0, 2, 3)).view(temperature.shape)
+    return dqkv.contiguous(memory_format=layout.output_format(qkv)), (dlogits * cosines).sum(
+        dim=(0, 2, 3)
+    ).view(temperature.shape)
 
 
 def why_not(qkv: Tensor, temperature: Tensor) -> str | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cpl_kernels import autocast, backends, checks
-from cpl_kernels.gated_dwconv import op as _op  # noqa: F401  registers the op
-from cpl_kernels.registration import NAMESPACE
+from cpl_kernels.gated_dwconv import op as _op
 
 __all__ = ["gated_dwconv"]
 
@@ -29,7 +28,8 @@ def gated_dwconv(
     backward computes h again: of the activations only x is kept.
 
     Args:
-        x: [B, 2C, H, W], any strides; float32, bfloat16, float16 or float64.
+        x: [B, 2C, H, W], any strides (planar is walked as it is, anything else, channels-last too, is copied
+            once); float32, bfloat16, float16 or float64.
         weight: [2C, 1, 3, 3], any floating dtype.
         bias: [2C], any floating dtype, or None.
         activation: "gelu" or "none".
@@ -40,8 +40,8 @@ def gated_dwconv(
         autocast x is cast to the autocast dtype, as for a convolution; the small weight and bias are
         not, so that their gradients keep their precision.
 
-    Where x or the gradient is infinite or NaN, so is what depends on it; on the native backend that is all
-    nine taps of dweight, also those that see only the zero border (zero times infinity).
+    Where x or the gradient is infinite or NaN, so is what depends on it; on all backends but the reference that is
+    all nine taps of dweight, also those that see only the zero border (zero times infinity).
 
     Raises:
         TypeError: a dtype that is not floating.
@@ -65,4 +65,4 @@ def gated_dwconv(
     checks.same_device(x=x, weight=weight, bias=bias)
     checks.one_of("activation", activation, ("gelu", "none"))
     request = backends.requested("gated_dwconv", backend)
-    return NAMESPACE.gated_dwconv(autocast.cast(x), weight, bias, activation == "gelu", request)
+    return _op.gated_dwconv(autocast.cast(x), weight, bias, activation == "gelu", request)

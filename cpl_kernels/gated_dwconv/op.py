@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cpl_kernels import backends
 from cpl_kernels.gated_dwconv import reference
-from cpl_kernels.registration import NAMESPACE, register_differentiable
+from cpl_kernels.registration import register_differentiable
 
 
 def _given(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
@@ -47,7 +47,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _grads(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
-    dx, dweight, dbias = NAMESPACE.gated_dwconv_backward(dy, x, weight, bias, ctx.gelu, ctx.backend)
+    dx, dweight, dbias = gated_dwconv_backward(dy, x, weight, bias, ctx.gelu, ctx.backend)
     need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
     return (
         dx if need_x else None,
@@ -58,7 +58,7 @@ def _grads(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     )
 
 
-register_differentiable(
+gated_dwconv, gated_dwconv_backward = register_differentiable(
     "gated_dwconv",
     "(Tensor x, Tensor weight, Tensor? bias, bool gelu, str backend) -> Tensor",
     impl=_forward,

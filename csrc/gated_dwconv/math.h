@@ -11,7 +11,7 @@ namespace cpl {
 namespace CPL_ISA {
 
 template <bool kGelu, typename A>
-inline A gated_value(A a, A g) {
+CPL_HD A gated_value(A a, A g) {
   if constexpr (kGelu) return a * normal(a).below * g;
   return a * g;
 }
@@ -23,7 +23,7 @@ struct GatedGradient {
 };
 
 template <bool kGelu, typename A>
-inline GatedGradient<A> gated_gradient(A dy, A a, A g) {
+CPL_HD GatedGradient<A> gated_gradient(A dy, A a, A g) {
   if constexpr (kGelu) {
     const Normal<A> n = normal(a);
     return {dy * g * (n.below + a * n.density), dy * a * n.below};

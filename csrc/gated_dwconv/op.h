@@ -41,4 +41,14 @@ struct GatedDwconvBackward {
 CPL_DECLARE_PER_ISA(void gated_dwconv_forward(const GatedDwconvForward& args, int threads))
 CPL_DECLARE_PER_ISA(void gated_dwconv_backward(const GatedDwconvBackward& args, int threads))
 
+#if defined(CPL_WITH_CUDA)
+namespace cuda {
+// Elements (dtype of the weight) of the buffer in which the backward sums dweight and dbias; a function of the size
+// alone, so that the sum has the same order every time.
+int64_t gated_dwconv_partial(const GatedDwconvSize& size);
+void gated_dwconv_forward(const GatedDwconvForward& args, void* stream);
+void gated_dwconv_backward(const GatedDwconvBackward& args, void* partial, void* stream);
+}  // namespace cuda
+#endif
+
 }  // namespace cpl

@@ -76,7 +76,9 @@ SPEC = OpSpec(
         case("small", "no two dimensions of equal size", (2, 4, 3, 5)),
         case("small, none", "the other formula, no bias, one row", (2, 4, 1, 3), "none", False),
     ),
-    large=case("large", "many rows for each of three threads, and wide", (3, 10, 70, 67)),
+    large=case(
+        "large", "planes for each of three threads; more than a strip of 32 rows, and wide", (3, 4, 40, 67)
+    ),
     random=st.builds(
         _random,
         st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(0, 20), st.integers(0, 70)),
