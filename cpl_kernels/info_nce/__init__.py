@@ -67,7 +67,8 @@ def info_nce(
         log-sum-exps taken, in float32 or better and with the maximum subtracted, so any finite
         similarity is safe. Under autocast query, key and queue are cast to the autocast dtype, as for a
         matmul. Differentiable with respect to query, key and temperature. For the backward the inputs and
-        the log-sum-exps are kept, O((B + M) D).
+        the log-sum-exps are kept, O((B + M) D). On the CPU, in one direction reduced to a number, the
+        forward makes the gradients at once, and they are kept instead.
 
     Raises:
         TypeError: dtypes that are not floating or differ, labels or targets that are not int64.
@@ -98,6 +99,8 @@ def info_nce(
     _check_positives(query, key, keys, targets, query_labels, key_labels)
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
     _check_symmetric(symmetric, query.shape[0], keys, targets, query_labels, reduction)
+    temperature = _temperature(temperature, query)
+    needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (query, key, temperature)]
     return NAMESPACE.info_nce(
         query,
         key,
@@ -105,10 +108,11 @@ def info_nce(
         targets,
         query_labels,
         key_labels,
-        _temperature(temperature, query),
+        temperature,
         symmetric,
         ignore_index,
         reduction,
+        *needs,
         backends.requested("info_nce", backend),
     )[0]
 

@@ -3,6 +3,9 @@
 Besides the loss, the op returns what its backward needs of each row, and with symmetric of each column:
 the log-sum-exp, in the dtype of accumulation, +inf where there is no positive (so that the softmax
 of a row left out is zero) and NaN where the target is out of range; and the number of positives, int64.
+
+And the gradients for a loss gradient of 1, in the dtype of accumulation, where they are ``had_at_once``: a
+backend that works on whole rows then saves the backward a product of matrices. Each is of shape [0] otherwise.
 """
 
 from __future__ import annotations
@@ -40,6 +43,18 @@ def check_values(
         )
 
 
+def had_at_once(
+    query: Tensor, key: Tensor | None, symmetric: bool, reduction: str, needs: tuple[bool, ...], backend: str
+) -> bool:
+    """Whether the forward makes the gradients. A function of what fakes know too, so not of the backend chosen.
+
+    Two directions need all log-sum-exps before any gradient, and so does reduction="none" the loss's gradient;
+    with the queries for keys, half the tiles in two sweeps are less work. On a GPU no tile holds whole rows.
+    """
+    one_direction = key is not None and not symmetric and reduction != "none"
+    return any(needs) and one_direction and query.device.type == "cpu" and backend in ("", "native")
+
+
 def _forward(
     query: Tensor,
     key: Tensor | None,
@@ -51,21 +66,28 @@ def _forward(
     symmetric: bool,
     ignore_index: int,
     reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     check_values(query.shape[0], None if key is None else key.shape[0], targets, temperature, ignore_index)
-    return backends.select("info_nce", backend, query).forward(
-        query,
-        key,
-        queue,
-        targets,
-        query_labels,
-        key_labels,
-        temperature,
-        symmetric,
-        ignore_index,
-        reduction,
+    module, needs = backends.select("info_nce", backend, query), (need_query, need_key, need_temperature)
+    inputs = (query, key, queue, targets, query_labels, key_labels, temperature)
+    if not had_at_once(query, key, symmetric, reduction, needs, backend):
+        outputs = module.forward(*inputs, symmetric, ignore_index, reduction)
+        return *outputs, *(query.new_empty(0, dtype=temperature.dtype) for _ in needs)
+    if not hasattr(module, "forward_with_gradients"):
+        outputs = module.forward(*inputs, symmetric, ignore_index, reduction)
+        # Not rounded yet: the loss's gradient is to come.
+        exact = (x if x is None or not x.is_floating_point() else x.to(temperature.dtype) for x in inputs)
+        one = torch.ones_like(temperature)
+        gradients = module.backward(one, *exact, *outputs[1:], symmetric, ignore_index, reduction, *needs)
+        return *outputs, *gradients
+    loss, row_lse, row_positives, *gradients = module.forward_with_gradients(
+        *inputs, ignore_index, reduction, *needs
     )
+    return loss, row_lse, row_positives, row_lse.new_empty(0), row_positives.new_empty(0), *gradients
 
 
 def _forward_fake(
@@ -79,16 +101,25 @@ def _forward_fake(
     symmetric: bool,
     ignore_index: int,
     reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     rows, columns = query.shape[0], (query if key is None else key).shape[0] if symmetric else 0
     dtype = autocast.wide(query.dtype)
+    needs = (need_query, need_key, need_temperature)
+    if not had_at_once(query, key, symmetric, reduction, needs, backend):
+        need_query = need_key = need_temperature = False
     return (
         query.new_empty((rows,) if reduction == "none" else (), dtype=dtype),
         query.new_empty(rows, dtype=dtype),
         query.new_empty(rows, dtype=torch.int64),
         query.new_empty(columns, dtype=dtype),
         query.new_empty(columns, dtype=torch.int64),
+        query.new_empty(query.shape if need_query else (0,), dtype=dtype),
+        query.new_empty(key.shape if need_key and key is not None else (0,), dtype=dtype),
+        query.new_empty(() if need_temperature else (0,), dtype=dtype),
     )
 
 
@@ -105,6 +136,9 @@ def _backward(
     row_positives: Tensor,
     column_lse: Tensor,
     column_positives: Tensor,
+    dquery: Tensor,
+    dkey: Tensor,
+    dtemperature: Tensor,
     symmetric: bool,
     ignore_index: int,
     reduction: str,
@@ -113,6 +147,10 @@ def _backward(
     need_temperature: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    had = ((dquery, need_query), (dkey, need_key), (dtemperature, need_temperature))
+    if all(gradient.numel() or gradient.dim() != 1 for gradient, needed in had if needed):
+        scaled = [gradient * dloss if needed else gradient.new_empty(0) for gradient, needed in had]
+        return scaled[0].to(query.dtype), scaled[1].to(query.dtype), scaled[2]
     return backends.select("info_nce", backend, query).backward(
         dloss,
         query,
@@ -148,6 +186,9 @@ def _backward_fake(
     row_positives: Tensor,
     column_lse: Tensor,
     column_positives: Tensor,
+    dquery: Tensor,
+    dkey: Tensor,
+    dtemperature: Tensor,
     symmetric: bool,
     ignore_index: int,
     reduction: str,
@@ -165,7 +206,7 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, symmetric, ignore_index, reduction, backend = inputs
+    *tensors, symmetric, ignore_index, reduction, _, _, _, backend = inputs
     _, *statistics = output
     ctx.mark_non_differentiable(*statistics)
     ctx.save_for_backward(*tensors, *statistics)
@@ -190,7 +231,7 @@ def _grads(ctx: Any, dloss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         dkey if need_key else None,
         *(None,) * 4,
         dtemperature if need_temperature else None,
-        *(None,) * 4,
+        *(None,) * 7,
     )
 
 
@@ -199,15 +240,18 @@ _INPUTS = (
     "Tensor temperature, "
 )
 
+_NEEDS = "bool need_query, bool need_key, bool need_temperature"
+_GRADIENTS = "Tensor, Tensor, Tensor"
+_OUTPUTS = "Tensor, Tensor, Tensor, Tensor, Tensor"
+
 register_differentiable(
     "info_nce",
-    f"({_INPUTS}bool symmetric, int ignore_index, str reduction, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({_INPUTS}bool symmetric, int ignore_index, str reduction, {_NEEDS}, str backend) -> ({_OUTPUTS}, {_GRADIENTS})",
     impl=_forward,
     fake=_forward_fake,
     backward_schema=f"(Tensor dloss, {_INPUTS}Tensor row_lse, Tensor row_positives, Tensor column_lse, "
-    "Tensor column_positives, bool symmetric, int ignore_index, str reduction, bool need_query, bool need_key, "
-    "bool need_temperature, str backend) -> (Tensor, Tensor, Tensor)",
+    f"Tensor column_positives, Tensor dquery, Tensor dkey, Tensor dtemperature, bool symmetric, int ignore_index, "
+    f"str reduction, {_NEEDS}, str backend) -> ({_GRADIENTS})",
     backward_impl=_backward,
     backward_fake=_backward_fake,
     save=_save,

@@ -1,0 +1,230 @@
+"""info_nce by tiles, whatever makes them: no backend's whole matrix is ever there.
+
+The log-sum-exps come first, in one sweep over the tiles for rows and columns alike; the backward makes the tiles
+again. Where the keys are the queries only the upper triangle of tiles is visited. Where whole rows can be had at
+a time and there is one direction, the gradient comes with the forward, from three products of matrices
+instead of four: ``forward_with_gradients``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from cpl_kernels.autocast import wide
+from cpl_kernels.info_nce.positives import Positives
+from cpl_kernels.info_nce.tiles import Place, Side, Span, Sums, Tiles, WholeRows, round_up, spans
+
+
+def forward(
+    tiles_of: type[Tiles],
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    targets: Tensor | None,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    temperature: Tensor,
+    symmetric: bool,
+    ignore_index: int,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As reference.forward."""
+    q = tiles_of.operand(query.detach())
+    keys = q if key is None else tiles_of.operand(key.detach())
+    positives = _positives(query, key, targets, query_labels, key_labels, ignore_index)
+    tiles = tiles_of(q, temperature)
+    rows = Sums.of(len(query), q.device, tiles.unit)
+    columns = rows if key is None else Sums.of(len(key), q.device, tiles.unit)
+    for place in _places(tiles, query, key):
+        with_columns = symmetric if key is not None else not place.without_diagonal
+        tiles.add(q, keys, place, rows, columns if with_columns else None, positives)
+    column_sums = columns.clone() if symmetric else Sums.of(0, q.device, tiles.unit)
+    if queue is not None:  # after the columns have their sums: the queue is none of theirs
+        more = tiles_of.operand(queue)
+        for place in _places(tiles, query, queue):
+            tiles.add(q, more, place, rows, None, None)
+    column_count = positives.column_count if symmetric else positives.column_count[:0]
+    dtype = wide(query.dtype)
+    row_lse, row_losses = rows.finish(positives.row_count, dtype)
+    if positives.bad is not None:
+        row_lse, row_losses = (torch.where(positives.bad, torch.nan, x) for x in (row_lse, row_losses))
+    column_lse, column_losses = column_sums.finish(column_count, dtype)
+    loss = _reduce(row_losses, positives.row_count, reduction)
+    if symmetric:
+        loss = 0.5 * loss + 0.5 * _reduce(column_losses, column_count, reduction)
+    return loss.to(dtype), row_lse, positives.row_count, column_lse, column_count
+
+
+def forward_with_gradients(
+    tiles_of: type[WholeRows],
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor | None,
+    targets: Tensor | None,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    temperature: Tensor,
+    ignore_index: int,
+    reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One direction, reduction "mean" or "sum": loss, row statistics, and the gradients for a loss gradient of 1.
+
+    The gradients are in the dtype of accumulation: they are still to be multiplied by the loss's, and rounded
+    once. One not needed is of shape [0].
+    """
+    # One matrix of keys makes whole rows; the copy is little beside a product.
+    all_keys = key.detach() if queue is None else torch.cat((key.detach(), queue))
+    q, keys, dtype = tiles_of.operand(query.detach()), tiles_of.operand(all_keys), wide(query.dtype)
+    positives = _positives(query, key, targets, query_labels, key_labels, ignore_index)
+    positives = positives.with_columns(len(all_keys) - len(key))
+    one = torch.ones((), dtype=torch.float64, device=q.device)
+    side = Side.of(None, _share(one, positives.row_count, reduction), positives.row_count, dtype)
+    tiles = tiles_of(q, temperature)
+    sums = Sums.of(len(query), q.device, tiles.unit)
+    with_gradient = round_up(len(key), tiles.multiple)  # of the keys: the queue has none
+    dquery = torch.zeros_like(q) if need_query else q.new_empty(0)
+    dkey = torch.zeros_like(keys[:with_gradient]) if need_key else q.new_empty(0)
+    for i in spans(len(query), tiles.rows_of_whole(len(all_keys))) if len(all_keys) else ():
+        g = tiles.whole_rows(q, keys, Place(i, Span(0, len(all_keys))), sums, positives, side)
+        padded = i.padded(tiles.multiple)
+        if need_query:
+            torch.mm(g, keys, out=padded.of(dquery))
+        if need_key:
+            dkey.addmm_(g[:, :with_gradient].T, padded.of(q))
+    row_lse, losses = sums.finish(positives.row_count, dtype)
+    dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else q.new_empty(0)
+    loss = _reduce(losses, positives.row_count, reduction).to(dtype)
+    return (
+        loss,
+        row_lse,
+        positives.row_count,
+        _like(query, dquery, need_query, dtype),
+        _like(key, dkey, need_key, dtype),
+        dtemperature,
+    )
+
+
+def backward(
+    tiles_of: type[Tiles],
+    dloss: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    targets: Tensor | None,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    temperature: Tensor,
+    row_lse: Tensor,
+    row_positives: Tensor,
+    column_lse: Tensor,
+    column_positives: Tensor,
+    symmetric: bool,
+    ignore_index: int,
+    reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As reference.backward."""
+    q = tiles_of.operand(query.detach())
+    keys = q if key is None else tiles_of.operand(key.detach())
+    dtype = wide(query.dtype)
+    wide_q, wide_keys = q.to(dtype), keys.to(dtype)  # for the products with gradients
+    positives = _positives(query, key, targets, query_labels, key_labels, ignore_index)
+    dloss = (0.5 if symmetric else 1) * dloss.double()
+    row_share = _share(dloss, row_positives, reduction)
+    row_side = Side.of(row_lse, row_share, row_positives, dtype)
+    column_side = None
+    if symmetric:
+        column_share = _share(dloss, column_positives, reduction)
+        column_side = Side.of(column_lse, column_share, column_positives, dtype)
+    left, right = row_side, column_side
+    if key is None:  # a tile stands for its mirror image too
+        left = right = row_side
+    if key is None and symmetric:
+        # The logits of row i are those of column i, and its sum is the column's plus the queue's. So both directions
+        # are one: exp(s - row_lse) = exp(s - column_lse) exp(column_lse - row_lse), the latter at most 1.
+        fewer = torch.where(row_positives > 0, torch.exp(column_lse.double() - row_lse.double()), 0.0)
+        wanted = (row_share + column_share) / row_positives.clamp(min=1)
+        left = right = Side(column_lse, (row_share * fewer + column_share).to(dtype), wanted.to(dtype))
+    tiles = tiles_of(q, temperature)
+    dquery = torch.zeros_like(wide_q) if need_query else wide_q.new_empty(0)
+    dkey = torch.zeros_like(wide_keys) if need_key and key is not None else wide_q.new_empty(0)
+    for place in _places(tiles, query, key):
+        # On the diagonal a tile has each pair twice.
+        dscale = place.rows.of(tiles.dscale)
+        before = dscale.clone() if place.without_diagonal else None
+        g = tiles.gradient(q, keys, place, positives, left, right)
+        if before is not None:
+            dscale.add_(before).mul_(0.5)
+        i, j = place.rows.padded(tiles.multiple), place.columns.padded(tiles.multiple)
+        if need_query:
+            i.of(dquery).addmm_(g, j.of(wide_keys))
+        if need_query and key is None and not place.without_diagonal:
+            j.of(dquery).addmm_(g.T, i.of(wide_q))
+        if need_key and key is not None:
+            j.of(dkey).addmm_(g.T, i.of(wide_q))
+    if queue is not None:
+        more = tiles_of.operand(queue)
+        for place in _places(tiles, query, queue):
+            g = tiles.gradient(q, more, place, None, row_side, None)
+            i, j = place.rows.padded(tiles.multiple), place.columns.padded(tiles.multiple)
+            if need_query:
+                i.of(dquery).addmm_(g, j.of(more).to(dtype))
+    dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else temperature.new_empty(0)
+    return (
+        _like(query, dquery, need_query, query.dtype),
+        _like(query if key is None else key, dkey, need_key and key is not None, query.dtype),
+        dtemperature,
+    )
+
+
+def _like(x: Tensor, gradient: Tensor, needed: bool, dtype: torch.dtype) -> Tensor:
+    """``gradient``, padded, as that of ``x``; copied only if it must be. One not needed is of shape [0]."""
+    if needed:
+        gradient = gradient[: x.shape[0], : x.shape[1]]
+    return gradient.to(dtype).contiguous()
+
+
+def _places(tiles: Tiles, query: Tensor, key: Tensor | None) -> Iterator[Place]:
+    """The tiles, row by row. Of queries compared with themselves (``key`` is None) the upper triangle."""
+    for i in spans(len(query), tiles.row_step):
+        if key is None:
+            yield Place(i, i, without_diagonal=True)
+            rest = spans(len(query), tiles.column_step, i.end)
+        else:
+            rest = spans(len(key), tiles.column_step)
+        for j in rest:
+            yield Place(i, j)
+
+
+def _positives(
+    query: Tensor,
+    key: Tensor | None,
+    targets: Tensor | None,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    ignore_index: int,
+) -> Positives:
+    keys = None if key is None else len(key)
+    return Positives.of(len(query), keys, targets, query_labels, key_labels, ignore_index, query.device)
+
+
+def _share(dloss: Tensor, count: Tensor, reduction: str) -> Tensor:
+    """What a change of each row's loss does to the result, times dloss; [rows], 0 where a row does not count."""
+    if reduction == "mean":
+        dloss = dloss / (count > 0).sum().clamp(min=1)
+    return torch.where(count > 0, dloss, 0.0)
+
+
+def _reduce(losses: Tensor, count: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    return total / (count > 0).sum().clamp(min=1) if reduction == "mean" else total
