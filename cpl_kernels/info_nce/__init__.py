@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels import autocast, backends, checks
-from cpl_kernels.info_nce import op as _op  # noqa: F401  registers the op
-from cpl_kernels.registration import NAMESPACE
+from cpl_kernels.info_nce import op as _op
 
 __all__ = ["info_nce"]
 
@@ -101,7 +100,7 @@ def info_nce(
     _check_symmetric(symmetric, query.shape[0], keys, targets, query_labels, reduction)
     temperature = _temperature(temperature, query)
     needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (query, key, temperature)]
-    return NAMESPACE.info_nce(
+    return _op.info_nce(
         query,
         key,
         None if queue is None else queue.detach(),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels import autocast, backends, checks
-from cpl_kernels.registration import NAMESPACE, register_differentiable
+from cpl_kernels.registration import register_differentiable
 
 
 def check_values(
@@ -215,7 +215,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _grads(ctx: Any, dloss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     need_query, need_key, need_temperature = (ctx.needs_input_grad[i] for i in (0, 1, 6))
-    dquery, dkey, dtemperature = NAMESPACE.info_nce_backward(
+    dquery, dkey, dtemperature = info_nce_backward(
         dloss,
         *ctx.saved_tensors,
         ctx.symmetric,
@@ -244,7 +244,7 @@ _NEEDS = "bool need_query, bool need_key, bool need_temperature"
 _GRADIENTS = "Tensor, Tensor, Tensor"
 _OUTPUTS = "Tensor, Tensor, Tensor, Tensor, Tensor"
 
-register_differentiable(
+info_nce, info_nce_backward = register_differentiable(
     "info_nce",
     f"({_INPUTS}bool symmetric, int ignore_index, str reduction, {_NEEDS}, str backend) -> ({_OUTPUTS}, {_GRADIENTS})",
     impl=_forward,

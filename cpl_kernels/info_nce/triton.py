@@ -28,11 +28,6 @@ NO_TAGS, BY_PLACE, BY_LABEL = 0, 1, 2
 def why_not(query: Tensor) -> str | None:
     if query.dtype == torch.float64:
         return "it has no float64 kernel"
-    if query.device.type != "cuda" and isinstance(add_kernel, triton.JITFunction):
-        return (
-            f"it runs on CUDA tensors and query is on {query.device}; "
-            "on CPU set TRITON_INTERPRET=1 before the import"
-        )
     return None
 
 
@@ -90,7 +85,7 @@ def _finite(largest):
 
 
 @triton.jit
-def add_kernel(
+def forward_kernel(
     query, key, temperature, row_tags, column_tags,
     of_rows, of_columns,
     first_row, rows, first_column, columns, features,
@@ -196,7 +191,7 @@ class TritonTiles:
         parts = grid[0] if columns is not None else 0
         of_columns = torch.empty((parts, 3, width), dtype=torch.float32, device=query.device)
         tags, row_tags, column_tags = self._tags(positives)
-        add_kernel[grid](
+        forward_kernel[grid](
             query, key, self._temperature, row_tags, column_tags, of_rows, of_columns, *size,
             TAGS=tags, COLUMNS=columns is not None, STEP=COLUMNS_OF_PROGRAM, **self._constants(place),
         )  # fmt: skip

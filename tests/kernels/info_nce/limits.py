@@ -11,7 +11,7 @@ from tests.kernels.triton_aot import Limit
 
 # A program has 8 warps: on NVIDIA another one loads while it computes. On gfx942 the forward takes one register more
 # than two programs would leave it, and spills seven.
-TRITON_LIMITS = {"add_kernel": Limit(warps=8, spilled=8), "gradient_kernel": Limit(warps=16)}
+TRITON_LIMITS = {"forward_kernel": Limit(warps=8, spilled=8), "gradient_kernel": Limit(warps=16)}
 
 SIZES = {
     (4096, 4096, 128): "CLIP",
