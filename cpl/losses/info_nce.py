@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cpl.losses.gather import gather
 from cpl_kernels import info_nce
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -63,12 +64,18 @@ class InfoNCELoss(_Contrastive):
         normalize: give every vector unit length first, so that products are cosines.
         reduction: "mean", "sum" or "none".
         ignore_index: a target that says "this query does not count".
+        gather_distributed: compare each process's queries with the keys of all processes of torch.distributed's default
+            group (and, if symmetric, its keys with all queries). The loss is that of the process's own rows,
+            and gradients go back to the process that made a vector: with the gradients of the weights averaged,
+            as DistributedDataParallel does, a step is that of one process with the whole batch. Every
+            process needs the same B and M and as many calls; targets count the process's own keys.
 
     The call's ``queue`` [Q, D] (MoCo): further negatives of the queries, without gradient. The vectors are
     float32, bfloat16, float16 or float64; the loss is float32, or float64.
 
     Raises:
         ValueError, TypeError: a setting, shape or dtype that cannot be, by name; see cpl_kernels.info_nce.
+        RuntimeError: gather_distributed without a process group.
 
     Source: van den Oord et al., arXiv 1807.03748, equation 4; Radford et al., arXiv 2103.00020, figure 3; He et
     al., arXiv 1911.05722.
@@ -82,26 +89,69 @@ class InfoNCELoss(_Contrastive):
         normalize: bool = True,
         reduction: str = "mean",
         ignore_index: int = -100,
+        gather_distributed: bool = False,
     ) -> None:
         super().__init__(temperature, learnable_temperature, normalize, reduction)
         self.symmetric, self.ignore_index = symmetric, ignore_index
+        self.gather_distributed = gather_distributed
 
     def forward(
         self, query: Tensor, key: Tensor, targets: Tensor | None = None, queue: Tensor | None = None
     ) -> Tensor:
+        query, key = self._units(query), self._units(key)
+        queue = None if queue is None else self._units(queue.detach())
+        if not self.gather_distributed:
+            return self._loss(query, key, targets, queue, self.symmetric)
+        keys, first = gather(key)
+        loss = self._loss(query, keys, self._targets(query, key, targets, first), queue)
+        if not self.symmetric:
+            return loss
+        queries, first = gather(query)
+        return (loss + self._loss(key, queries, self._targets(key, query, targets, first))) / 2
+
+    def _loss(
+        self,
+        query: Tensor,
+        key: Tensor,
+        targets: Tensor | None,
+        queue: Tensor | None = None,
+        symmetric: bool = False,
+    ) -> Tensor:
         return info_nce(
-            self._units(query),
-            self._units(key),
+            query,
+            key,
             targets,
             temperature=self.temperature,
-            symmetric=self.symmetric,
-            queue=None if queue is None else self._units(queue.detach()),
+            symmetric=symmetric,
+            queue=queue,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
         )
 
+    def _targets(self, query: Tensor, key: Tensor, targets: Tensor | None, first: int) -> Tensor:
+        """The places of the queries' positives among the keys of all processes, whose own begin at ``first``."""
+        if self.symmetric and (targets is not None or len(query) != len(key)):
+            raise ValueError(
+                "symmetric=True goes without targets, for as many queries as keys, got "
+                f"{len(query)} and {len(key)}{'' if targets is None else ' and targets'}"
+            )
+        if targets is None:
+            if len(key) < len(query):
+                raise ValueError(
+                    f"without targets key i is the positive of query i, so M must be at least B = {len(query)}, "
+                    f"got M = {len(key)}; give targets"
+                )
+            return first + torch.arange(len(query), device=query.device)
+        counts = targets != self.ignore_index
+        if targets.is_cpu:  # on a GPU a look would be a sync
+            bad = targets[counts & ((targets < 0) | (targets >= len(key)))]
+            if len(bad):
+                raise ValueError(f"targets must be from 0 to M-1 = {len(key) - 1}, got {int(bad[0])}")
+        return torch.where(counts, targets + first, targets)
+
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, symmetric={self.symmetric}"
+        gathered = ", gather_distributed=True" if self.gather_distributed else ""
+        return f"{super().extra_repr()}, symmetric={self.symmetric}{gathered}"
 
 
 class NTXentLoss(_Contrastive):
