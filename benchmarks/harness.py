@@ -26,7 +26,6 @@ Calls = dict[str, Callable[[], Any]]
 
 PASSES = ("forward", "forward+backward")
 SECONDS, LEAST_ROUNDS, MOST_ROUNDS, WARMUP = 4.0, 9, 40, 2
-FEW_ROUNDS, MOST_SECONDS = 5, 20.0  # where the least rounds would take longer than that
 OURS = "ours"  # implementations whose names begin so are ours
 # Backend -> type of device; native comes first. As backends.RUNS_ON, which compare.py cannot count on: it runs this
 # file over an older commit's cpl_kernels.
@@ -185,19 +184,15 @@ def runs(
 def interleaved(
     calls: Calls, clock: Callable[[Callable[[], Any]], float] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of every call, round after round, each in its turn; rounds go on for a fixed time.
-
-    Calls of seconds get fewer rounds: as long as they are, what else the machine does is averaged within each.
-    """
+    """Seconds of every call, round after round, each in its turn; rounds go on for a fixed time."""
     clock = clock or wall_clock
     for _ in range(WARMUP):
         for call in calls.values():
             clock(call)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    start = time.monotonic()
+    end = time.monotonic() + SECONDS
     for done in range(MOST_ROUNDS):
-        passed = time.monotonic() - start
-        if (done >= LEAST_ROUNDS and passed > SECONDS) or (done >= FEW_ROUNDS and passed > MOST_SECONDS):
+        if done >= LEAST_ROUNDS and time.monotonic() > end:
             break
         for name, call in calls.items():
             times[name].append(clock(call))

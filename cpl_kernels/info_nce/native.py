@@ -31,7 +31,7 @@ def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return tiled.forward(NativeTiles, *args)
 
 
-def forward_with_gradients(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def forward_with_gradients(*args: Any) -> tuple[Tensor, ...]:
     return tiled.forward_with_gradients(NativeTiles, *args)
 
 
@@ -40,13 +40,14 @@ def backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class NativeTiles:
-    """One buffer for all tiles of a call, and the kernels that work on it."""
+    """One buffer for all tiles of a call, or with ``keep`` one for each, and the kernels that work on them."""
 
     # Of a tile: its products stay in the L2 caches. (Whole rows have all columns.)
     row_step, column_step, multiple = 256, 1024, 16
 
-    def __init__(self, query: Tensor, temperature: Tensor) -> None:
+    def __init__(self, query: Tensor, temperature: Tensor, keep: bool = False) -> None:
         self.unit = 1 / float(temperature)
+        self._kept: dict[Place, Tensor] | None = {} if keep else None
         self._buffer = query.new_empty(0)
         self._threads = torch.get_num_threads()
         self.dscale = torch.zeros(len(query), dtype=torch.float64)
@@ -113,8 +114,12 @@ class NativeTiles:
         return products
 
     def _multiply(self, query: Tensor, key: Tensor, place: Place) -> Tensor:
-        """The products of some queries with some keys, padded, in the memory of the last tile."""
+        """The products of some queries with some keys, padded: kept ones, or in the memory of the last tile."""
+        if self._kept is not None and place in self._kept:
+            return self._kept.pop(place)
         a, b = place.rows.padded(self.multiple).of(query), place.columns.padded(self.multiple).of(key)
+        if self._kept is not None:
+            return self._kept.setdefault(place, torch.mm(a, b.T))
         elements = len(a) * len(b)
         if self._buffer.numel() < elements:
             self._buffer = query.new_empty(elements)

@@ -5,7 +5,7 @@ the log-sum-exp, in the dtype of accumulation, +inf where there is no positive (
 of a row left out is zero) and NaN where the target is out of range; and the number of positives, int64.
 
 And the gradients for a loss gradient of 1, in the dtype of accumulation, where they are ``had_at_once``: a
-backend that works on whole rows then saves the backward a product of matrices. Each is of shape [0] otherwise.
+backend that can then saves the backward a product of matrices. Each is of shape [0] otherwise.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from cpl_kernels import autocast, backends, checks
 from cpl_kernels.registration import register_differentiable
+
+AT_ONCE = 2**22  # similarities: 16 MiB in fp32, whatever the size of the rest
 
 
 def check_values(
@@ -44,15 +46,27 @@ def check_values(
 
 
 def had_at_once(
-    query: Tensor, key: Tensor | None, symmetric: bool, reduction: str, needs: tuple[bool, ...], backend: str
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    symmetric: bool,
+    reduction: str,
+    needs: tuple[bool, ...],
+    backend: str,
 ) -> bool:
     """Whether the forward makes the gradients. A function of what fakes know too, so not of the backend chosen.
 
-    Two directions need all log-sum-exps before any gradient, and so does reduction="none" the loss's gradient;
-    with the queries for keys, half the tiles in two sweeps are less work. On a GPU no tile holds whole rows.
+    One direction has a row's gradient once the row is known. Otherwise all log-sum-exps come before any gradient: then
+    it is worth keeping the similarities between the two, as far as AT_ONCE says, and beyond they are made again.
+    reduction="none" needs the loss's gradient first. On a GPU no tile holds whole rows.
     """
-    one_direction = key is not None and not symmetric and reduction != "none"
-    return any(needs) and one_direction and query.device.type == "cpu" and backend in ("", "native")
+    if not any(needs) or reduction == "none" or query.device.type != "cpu" or backend not in ("", "native"):
+        return False
+    if key is not None and not symmetric:
+        return True
+    # With the queries for keys, half the pairs.
+    pairs = query.shape[0] ** 2 // 2 if key is None else query.shape[0] * key.shape[0]
+    return queue is None and pairs <= AT_ONCE
 
 
 def _forward(
@@ -74,7 +88,7 @@ def _forward(
     check_values(query.shape[0], None if key is None else key.shape[0], targets, temperature, ignore_index)
     module, needs = backends.select("info_nce", backend, query), (need_query, need_key, need_temperature)
     inputs = (query, key, queue, targets, query_labels, key_labels, temperature)
-    if not had_at_once(query, key, symmetric, reduction, needs, backend):
+    if not had_at_once(query, key, queue, symmetric, reduction, needs, backend):
         outputs = module.forward(*inputs, symmetric, ignore_index, reduction)
         return *outputs, *(query.new_empty(0, dtype=temperature.dtype) for _ in needs)
     if not hasattr(module, "forward_with_gradients"):
@@ -84,10 +98,7 @@ def _forward(
         one = torch.ones_like(temperature)
         gradients = module.backward(one, *exact, *outputs[1:], symmetric, ignore_index, reduction, *needs)
         return *outputs, *gradients
-    loss, row_lse, row_positives, *gradients = module.forward_with_gradients(
-        *inputs, ignore_index, reduction, *needs
-    )
-    return loss, row_lse, row_positives, row_lse.new_empty(0), row_positives.new_empty(0), *gradients
+    return module.forward_with_gradients(*inputs, symmetric, ignore_index, reduction, *needs)
 
 
 def _forward_fake(
@@ -109,7 +120,7 @@ def _forward_fake(
     rows, columns = query.shape[0], (query if key is None else key).shape[0] if symmetric else 0
     dtype = autocast.wide(query.dtype)
     needs = (need_query, need_key, need_temperature)
-    if not had_at_once(query, key, symmetric, reduction, needs, backend):
+    if not had_at_once(query, key, queue, symmetric, reduction, needs, backend):
         need_query = need_key = need_temperature = False
     return (
         query.new_empty((rows,) if reduction == "none" else (), dtype=dtype),

@@ -3,7 +3,7 @@
 The log-sum-exps come first, in one sweep over the tiles for rows and columns alike; the backward makes the tiles
 again. Where the keys are the queries only the upper triangle of tiles is visited. Where whole rows can be had at
 a time and there is one direction, the gradient comes with the forward, from three products of matrices
-instead of four: ``forward_with_gradients``.
+instead of four: ``forward_with_gradients``. So it does where all tiles together are small enough to be kept.
 """
 
 from __future__ import annotations
@@ -35,7 +35,21 @@ def forward(
     q = tiles_of.operand(query.detach())
     keys = q if key is None else tiles_of.operand(key.detach())
     positives = _positives(query, key, targets, query_labels, key_labels, ignore_index)
-    tiles = tiles_of(q, temperature)
+    return _forward(tiles_of(q, temperature), q, keys, positives, query, key, queue, symmetric, reduction)
+
+
+def _forward(
+    tiles: Tiles,
+    q: Tensor,
+    keys: Tensor,
+    positives: Positives,
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    symmetric: bool,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``forward`` of the operands ``q`` and ``keys``."""
     rows = Sums.of(len(query), q.device, tiles.unit)
     columns = rows if key is None else Sums.of(len(key), q.device, tiles.unit)
     for place in _places(tiles, query, key):
@@ -43,7 +57,7 @@ def forward(
         tiles.add(q, keys, place, rows, columns if with_columns else None, positives)
     column_sums = columns.clone() if symmetric else Sums.of(0, q.device, tiles.unit)
     if queue is not None:  # after the columns have their sums: the queue is none of theirs
-        more = tiles_of.operand(queue)
+        more = tiles.operand(queue)
         for place in _places(tiles, query, queue):
             tiles.add(q, more, place, rows, None, None)
     column_count = positives.column_count if symmetric else positives.column_count[:0]
@@ -61,27 +75,55 @@ def forward(
 def forward_with_gradients(
     tiles_of: type[WholeRows],
     query: Tensor,
-    key: Tensor,
+    key: Tensor | None,
     queue: Tensor | None,
     targets: Tensor | None,
     query_labels: Tensor | None,
     key_labels: Tensor | None,
     temperature: Tensor,
+    symmetric: bool,
     ignore_index: int,
     reduction: str,
     need_query: bool,
     need_key: bool,
     need_temperature: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One direction, reduction "mean" or "sum": loss, row statistics, and the gradients for a loss gradient of 1.
+) -> tuple[Tensor, ...]:
+    """``forward`` with reduction "mean" or "sum", and the gradients for a loss gradient of 1.
 
     The gradients are in the dtype of accumulation: they are still to be multiplied by the loss's, and rounded
     once. One not needed is of shape [0].
     """
+    q = tiles_of.operand(query.detach())
+    positives = _positives(query, key, targets, query_labels, key_labels, ignore_index)
+    needs = (need_query, need_key, need_temperature)
+    if key is not None and not symmetric:
+        return _by_whole_rows(tiles_of, q, positives, query, key, queue, temperature, reduction, *needs)
+    keys = q if key is None else tiles_of.operand(key.detach())
+    tiles = tiles_of(q, temperature, keep=True)
+    outputs = _forward(tiles, q, keys, positives, query, key, queue, symmetric, reduction)
+    one = torch.ones((), dtype=torch.float64, device=q.device)
+    gradients = _backward(
+        tiles, q, keys, positives, one, query, key, queue, *outputs[1:], symmetric, reduction, *needs
+    )
+    return *outputs, *gradients
+
+
+def _by_whole_rows(
+    tiles_of: type[WholeRows],
+    q: Tensor,
+    positives: Positives,
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor | None,
+    temperature: Tensor,
+    reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
+) -> tuple[Tensor, ...]:
     # One matrix of keys makes whole rows; the copy is little beside a product.
     all_keys = key.detach() if queue is None else torch.cat((key.detach(), queue))
-    q, keys, dtype = tiles_of.operand(query.detach()), tiles_of.operand(all_keys), wide(query.dtype)
-    positives = _positives(query, key, targets, query_labels, key_labels, ignore_index)
+    keys, dtype = tiles_of.operand(all_keys), wide(query.dtype)
     positives = positives.with_columns(len(all_keys) - len(key))
     one = torch.ones((), dtype=torch.float64, device=q.device)
     side = Side.of(None, _share(one, positives.row_count, reduction), positives.row_count, dtype)
@@ -104,8 +146,10 @@ def forward_with_gradients(
         loss,
         row_lse,
         positives.row_count,
-        _like(query, dquery, need_query, dtype),
-        _like(key, dkey, need_key, dtype),
+        row_lse.new_empty(0),
+        positives.row_count.new_empty(0),
+        _like(query, dquery, need_query),
+        _like(key, dkey, need_key),
         dtemperature,
     )
 
@@ -134,9 +178,51 @@ def backward(
     """As reference.backward."""
     q = tiles_of.operand(query.detach())
     keys = q if key is None else tiles_of.operand(key.detach())
+    positives = _positives(query, key, targets, query_labels, key_labels, ignore_index)
+    dquery, dkey, dtemperature = _backward(
+        tiles_of(q, temperature),
+        q,
+        keys,
+        positives,
+        dloss,
+        query,
+        key,
+        queue,
+        row_lse,
+        row_positives,
+        column_lse,
+        column_positives,
+        symmetric,
+        reduction,
+        need_query,
+        need_key,
+        need_temperature,
+    )
+    return dquery.to(query.dtype), dkey.to(query.dtype), dtemperature
+
+
+def _backward(
+    tiles: Tiles,
+    q: Tensor,
+    keys: Tensor,
+    positives: Positives,
+    dloss: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    row_lse: Tensor,
+    row_positives: Tensor,
+    column_lse: Tensor,
+    column_positives: Tensor,
+    symmetric: bool,
+    reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``backward`` of the operands ``q`` and ``keys``, with gradients in the dtype of accumulation."""
     dtype = wide(query.dtype)
     wide_q, wide_keys = q.to(dtype), keys.to(dtype)  # for the products with gradients
-    positives = _positives(query, key, targets, query_labels, key_labels, ignore_index)
     dloss = (0.5 if symmetric else 1) * dloss.double()
     row_share = _share(dloss, row_positives, reduction)
     row_side = Side.of(row_lse, row_share, row_positives, dtype)
@@ -153,7 +239,6 @@ def backward(
         fewer = torch.where(row_positives > 0, torch.exp(column_lse.double() - row_lse.double()), 0.0)
         wanted = (row_share + column_share) / row_positives.clamp(min=1)
         left = right = Side(column_lse, (row_share * fewer + column_share).to(dtype), wanted.to(dtype))
-    tiles = tiles_of(q, temperature)
     dquery = torch.zeros_like(wide_q) if need_query else wide_q.new_empty(0)
     dkey = torch.zeros_like(wide_keys) if need_key and key is not None else wide_q.new_empty(0)
     for place in _places(tiles, query, key):
@@ -171,25 +256,25 @@ def backward(
         if need_key and key is not None:
             j.of(dkey).addmm_(g.T, i.of(wide_q))
     if queue is not None:
-        more = tiles_of.operand(queue)
+        more = tiles.operand(queue)
         for place in _places(tiles, query, queue):
             g = tiles.gradient(q, more, place, None, row_side, None)
             i, j = place.rows.padded(tiles.multiple), place.columns.padded(tiles.multiple)
             if need_query:
                 i.of(dquery).addmm_(g, j.of(more).to(dtype))
-    dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else temperature.new_empty(0)
+    dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else wide_q.new_empty(0)
     return (
-        _like(query, dquery, need_query, query.dtype),
-        _like(query if key is None else key, dkey, need_key and key is not None, query.dtype),
+        _like(query, dquery, need_query),
+        _like(query if key is None else key, dkey, need_key and key is not None),
         dtemperature,
     )
 
 
-def _like(x: Tensor, gradient: Tensor, needed: bool, dtype: torch.dtype) -> Tensor:
+def _like(x: Tensor, gradient: Tensor, needed: bool) -> Tensor:
     """``gradient``, padded, as that of ``x``; copied only if it must be. One not needed is of shape [0]."""
     if needed:
         gradient = gradient[: x.shape[0], : x.shape[1]]
-    return gradient.to(dtype).contiguous()
+    return gradient.contiguous()
 
 
 def _places(tiles: Tiles, query: Tensor, key: Tensor | None) -> Iterator[Place]:

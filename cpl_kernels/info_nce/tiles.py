@@ -143,7 +143,12 @@ class Tiles(Protocol):
 
 
 class WholeRows(Tiles, Protocol):
-    """A backend whose tiles may have all columns."""
+    """A backend whose tiles may have all columns, and may be kept.
+
+    With ``keep`` the products of a tile (without a queue's) stay from ``add`` until ``gradient``.
+    """
+
+    def __init__(self, query: Tensor, temperature: Tensor, keep: bool = False) -> None: ...
 
     def rows_of_whole(self, columns: int) -> int:
         """How many whole rows a tile has, at most."""
