@@ -57,10 +57,13 @@ format: $(INSTALLED)  ## Format everything in place
 
 BENCHES := $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
 
-bench: $(addprefix bench-,$(BENCHES)) bench-defaults  ## Measure the kernels on this CPU (which must be idle)
+bench: $(addprefix bench-,$(BENCHES)) bench-defaults bench-calls  ## Measure the kernels on this CPU (which must be idle)
 
 bench-defaults: $(INSTALLED)
 	$(BIN)/python -m benchmarks.dispatch --out benchmarks/results/cpu_dispatch.json
+
+bench-calls: $(INSTALLED)
+	$(BIN)/python -m benchmarks.call_cost --out benchmarks/results/cpu_call_cost.json
 
 bench-%: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks/bench_$*.py --benchmark-json=benchmarks/results/cpu_$*.json

@@ -26,6 +26,8 @@ Calls = dict[str, Callable[[], Any]]
 
 PASSES = ("forward", "forward+backward")
 SECONDS, LEAST_ROUNDS, MOST_ROUNDS, WARMUP = 4.0, 9, 40, 2
+# What loses by far need not be known to a per cent: beyond both, a call takes part in the first rounds only.
+FAR_RATIO, FAR_SECONDS, FAR_ROUNDS = 10.0, 0.02, 3
 OURS = "ours"  # implementations whose names begin so are ours
 # Backend -> type of device; native comes first. As backends.RUNS_ON, which compare.py cannot count on: it runs this
 # file over an older commit's cpl_kernels.
@@ -184,18 +186,25 @@ def runs(
 def interleaved(
     calls: Calls, clock: Callable[[Callable[[], Any]], float] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of every call, round after round, each in its turn; rounds go on for a fixed time."""
+    """Seconds of every call, round after round, each in its turn; rounds go on for a fixed time.
+
+    A peer that is slower by far than the fastest (FAR_RATIO) has FAR_ROUNDS of them.
+    """
     clock = clock or wall_clock
+    warm: dict[str, float] = {}
     for _ in range(WARMUP):
-        for call in calls.values():
-            clock(call)
+        warm = {name: clock(call) for name, call in calls.items()}
+    fastest = min(warm.values(), default=0.0)
+    limit = max(FAR_SECONDS, FAR_RATIO * fastest)
+    far = {name for name, taken in warm.items() if taken > limit and not name.startswith(OURS)}
     times: dict[str, list[float]] = {name: [] for name in calls}
     end = time.monotonic() + SECONDS
     for done in range(MOST_ROUNDS):
         if done >= LEAST_ROUNDS and time.monotonic() > end:
             break
         for name, call in calls.items():
-            times[name].append(clock(call))
+            if done < FAR_ROUNDS or name not in far:
+                times[name].append(clock(call))
     return times
 
 
@@ -206,10 +215,11 @@ def wall_clock(call: Callable[[], Any]) -> float:
 
 
 def ratios(times: Mapping[str, Sequence[float]], unit: str) -> dict[str, dict[str, float]]:
-    """Of every implementation's times to those of ``unit`` in the same round: median and quartiles."""
+    """Of every implementation's times to those of ``unit`` in the same round, where both took part: median and
+    quartiles."""
     result = {}
     for name, taken in times.items():
-        paired = [a / b for a, b in zip(taken, times[unit], strict=True)]
+        paired = [a / b for a, b in zip(taken, times[unit], strict=False)]
         low, middle, high = statistics.quantiles(paired, n=4) if len(paired) > 1 else paired * 3
         result[name] = {"ratio": middle, "ratio_q1": low, "ratio_q3": high}
     return result

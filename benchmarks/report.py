@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import OURS
+from benchmarks.harness import FAR_RATIO, FAR_ROUNDS, OURS
 
 OWN, OTHER = "#1b7f5c", "#9aa5b1"  # colours of bars
 
@@ -40,7 +40,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{source(result)}.",
         "Time: median. Against ours: median (and quartiles) of the ratios within a round, all implementations taking "
-        "turns. Peak memory: of one call in a fresh process, beyond its inputs.",
+        f"turns; a peer that took over {FAR_RATIO:g} times as long as the fastest had {FAR_ROUNDS} rounds. Peak "
+        "memory: of one call in a fresh process, beyond its inputs.",
     ]
     for name, rows in groups(result):
         with_flops = any("tflop_per_s" in row["extra_info"] for row in rows)

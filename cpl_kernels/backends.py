@@ -145,18 +145,23 @@ def _pick(op: str, tensors: tuple[Tensor, ...]) -> tuple[str, ModuleType]:
 
 
 def _why_not(op: str, name: str, tensors: tuple[Tensor, ...]) -> str | None:
+    return _cannot(op, name, tensors[0].device.type) or _module(op, name).why_not(*tensors)
+
+
+@functools.cache
+def _cannot(op: str, name: str, there: str) -> str | None:
+    """Why no call of ``op`` with tensors on a device of type ``there`` is for this backend here, or None."""
     if name not in backends_of(op):
         return "this op has no such backend"
-    return _absent(name) or _elsewhere(op, name, tensors[0]) or _module(op, name).why_not(*tensors)
+    return _absent(name) or _elsewhere(op, name, there)
 
 
-def _elsewhere(op: str, name: str, tensor: Tensor) -> str | None:
-    """Why a call whose tensors lie where ``tensor`` does is not for this backend, or None."""
-    device = RUNS_ON.get(name, tensor.device.type)
-    if tensor.device.type == device or (name == "triton" and _interpreted(op)):
+def _elsewhere(op: str, name: str, there: str) -> str | None:
+    device = RUNS_ON.get(name, there)
+    if there == device or (name == "triton" and _interpreted(op)):
         return None
     way_out = "; on CPU set TRITON_INTERPRET=1 before the import" if name == "triton" else ""
-    return f"it runs on {device.upper()} tensors and these are on {tensor.device}{way_out}"
+    return f"it runs on {device.upper()} tensors and these are on {there}{way_out}"
 
 
 @functools.cache

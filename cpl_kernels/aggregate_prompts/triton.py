@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 1024  # elements: eight for each thread of four warps
-_TRANSPOSED_BLOCK = 512  # with the positions and weights of each element, twice as many fill the registers
+_RESIZED_BLOCK = 512  # with the positions and weights of each element, twice as many fill the registers
 _MAX_SIDE = 16384  # (2 o + 1) * source must fit 31 bits
 
 
@@ -154,7 +154,7 @@ def _sizes(prompts: Tensor, height: int, width: int) -> tuple[bool, tuple[int, i
     return True, (channels, source_h, source_w, height, width)
 
 
-def _block(pixels: int, most: int = _BLOCK) -> int:
+def _block(pixels: int, most: int) -> int:
     return max(16, min(most, triton.next_power_of_2(pixels)))
 
 
@@ -162,7 +162,7 @@ def forward(weights: Tensor, indices: Tensor, prompts: Tensor, height: int, widt
     batch, chosen = weights.shape
     y = prompts.new_empty((batch, prompts.shape[1], height, width))
     resize, sizes = _sizes(prompts, height, width)
-    block = _block(sizes[3] * sizes[4])
+    block = _block(sizes[3] * sizes[4], _RESIZED_BLOCK if resize else _BLOCK)
     programs = batch * sizes[0] * triton.cdiv(sizes[3] * sizes[4], block)
     if programs:
         forward_kernel[(programs,)](
@@ -178,7 +178,7 @@ def backward(
     batch, chosen = weights.shape
     resize, sizes = _sizes(prompts, dy.shape[2], dy.shape[3])
     channels, source_h, source_w, height, width = sizes
-    block = _block(source_h * source_w, _TRANSPOSED_BLOCK if resize else _BLOCK)
+    block = _block(source_h * source_w, _RESIZED_BLOCK if resize else _BLOCK)
     planes = channels * triton.cdiv(source_h * source_w, block)
     partial = weights.new_empty((batch * chosen, planes) if need_weights else 0, dtype=torch.float32)
     dprompts = prompts.new_empty(prompts.shape if need_prompts else 0)

@@ -42,7 +42,7 @@ def backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, height, width = x.shape
-    dx = x.new_empty(x.shape)
+    dx = x.new_empty(*x.shape)
     weight, bias = _parameter(weight, x), None if bias is None else _parameter(bias, x)
     if not x.numel():  # a sum over nothing
         return dx, torch.zeros_like(weight), weight.new_zeros(channels)

@@ -16,7 +16,7 @@ def forward(
     """``where`` is the kernel's last argument: the number of threads, or the CUDA stream. Its result comes last."""
     batch, prompts = logits.shape
     logits = logits.contiguous()
-    weights, indices = logits.new_empty((batch, k)), logits.new_empty((batch, k), dtype=torch.int64)
+    weights, indices = logits.new_empty(batch, k), logits.new_empty((batch, k), dtype=torch.int64)
     valid = kernel(
         logits.data_ptr(),
         weights.data_ptr(),
@@ -40,7 +40,7 @@ def backward(
     where: int,
 ) -> Tensor:
     batch, prompts = logits.shape
-    dlogits = logits.new_empty((batch, prompts))
+    dlogits = logits.new_empty(batch, prompts)
     dweights, logits, indices = dweights.contiguous(), logits.contiguous(), indices.contiguous()
     kernel(
         dweights.data_ptr(),

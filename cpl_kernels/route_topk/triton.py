@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_MAX_PROMPTS = 4096  # a row is held in the registers of one warp or four
+_MAX_PROMPTS = 4096  # a row is held in the registers of a few warps
+_PER_WARP = 256  # of it: 8 elements a lane; from 16 on some of the values that a draw needs spill
 
 
 def why_not(logits: Tensor) -> str | None:
@@ -88,7 +89,7 @@ def backward_kernel(
 
 def block(prompts: int) -> dict[str, int]:
     size = triton.next_power_of_2(prompts)
-    return {"N": size, "num_warps": 1 if size <= 512 else 4}
+    return {"N": size, "num_warps": max(1, size // _PER_WARP)}
 
 
 def forward(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:

@@ -236,8 +236,9 @@ struct Vector {
   }
 };
 
+// Two blocks a multiprocessor are enough: left to itself ptxas aims for four, and spills for it (sm_100).
 template <typename Layout, int kPower, typename T, typename A>
-__global__ void __launch_bounds__(kThreads) backward_vectors(DistancesBackward args, const A* norms) {
+__global__ void __launch_bounds__(kThreads, 2) backward_vectors(DistancesBackward args, const A* norms) {
   __shared__ A shared[kGroups][kPixels];
   const DistancesSize& size = args.size;
   const int64_t vectors = Layout::vectors(size), blocks = (vectors + Layout::kVectors - 1) / Layout::kVectors;

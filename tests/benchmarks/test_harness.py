@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,6 +42,31 @@ def test_implementations_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     times = harness.interleaved({name: lambda name=name: order.append(name) for name in "ab"})
     assert order == ["a", "b"] * (harness.WARMUP + harness.LEAST_ROUNDS)
     assert {name: len(taken) for name, taken in times.items()} == dict.fromkeys("ab", harness.LEAST_ROUNDS)
+
+
+def test_a_peer_that_loses_by_far_has_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "SECONDS", 0)
+    seconds = {"ours": 1.0, "peer": 0.5, "far": 6.0, "ours, far": 7.0}
+    now = ""
+
+    def call(name: str) -> None:
+        nonlocal now
+        now = name
+
+    def clock(one: Callable[[], object]) -> float:
+        one()
+        return seconds[now]
+
+    times = harness.interleaved({name: partial(call, name) for name in seconds}, clock)
+    rounds = {name: len(taken) for name, taken in times.items()}
+    assert rounds == dict.fromkeys(seconds, harness.LEAST_ROUNDS) | {"far": harness.FAR_ROUNDS}
+    assert harness.ratios(times, "ours")["far"]["ratio"] == 6.0
+    seconds["far"] = seconds["peer"] = harness.FAR_SECONDS / 2  # ten times as long as nothing is nothing
+    seconds["peer"] /= 1000
+    assert (
+        len(harness.interleaved({"peer": partial(call, "peer"), "far": partial(call, "far")}, clock)["far"])
+        > 3
+    )
 
 
 def test_ratios_are_those_within_a_round() -> None:

@@ -101,14 +101,13 @@ def on_cpu(op: str, seed: int, executable: Path | None = None) -> Iterator[Core]
     """Make the CUDA backend of ``op`` serve CPU tensors, thread order drawn from ``seed``."""
     core = Core(executable or build.op(op), seed)
     backend = importlib.import_module(f"cpl_kernels.{op}.cuda")
-    absent = backends._absent
+    cannot = backends._cannot
     with tracking(core), contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(backends.RUNS_ON, cuda="cpu"))
         for where, name, new in (
             (
                 backends,
-                "_absent",
-                lambda backend_name: None if backend_name == "cuda" else absent(backend_name),
+                "_cannot",
+                lambda op, name, there: None if name == "cuda" else cannot(op, name, there),
             ),
             (backend, "why_not", lambda *_: None),
             (backend, "core", lambda: core),

@@ -1,0 +1,38 @@
+"""The rule by which every kernel is judged can be broken, and allows what no dtype can do better."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.kernels.harness import assert_no_worse
+
+GOLD = torch.tensor([1.0, -70000.0], dtype=torch.float64)  # the second is beyond fp16
+TERMS = GOLD.abs()
+
+
+def judge(*values: float, dtype: torch.dtype = torch.float16) -> None:
+    assert_no_worse("y", torch.tensor(values, dtype=dtype), GOLD.to(dtype), GOLD, TERMS)
+
+
+def test_right_values_pass() -> None:
+    judge(1.0, -70000.0, dtype=torch.float32)
+    judge(1.0, float("-inf"))
+
+
+@pytest.mark.parametrize("beyond", [float("inf"), float("nan")])
+def test_what_overflows_keeps_its_sign(beyond: float) -> None:
+    with pytest.raises(AssertionError, match="not finite where gold is"):
+        judge(1.0, beyond)
+
+
+def test_infinity_is_wrong_where_gold_fits() -> None:
+    with pytest.raises(AssertionError, match="not finite where gold is"):
+        judge(float("inf"), float("-inf"))
+    with pytest.raises(AssertionError, match="not finite where gold is"):
+        judge(1.0, float("-inf"), dtype=torch.float32)
+
+
+def test_a_wrong_value_is_named_with_its_place() -> None:
+    with pytest.raises(AssertionError, match=r"y: 1 of 2 elements off; worst at flat index 0: got 1\.009"):
+        judge(1.01, float("-inf"))
