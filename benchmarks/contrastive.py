@@ -24,8 +24,10 @@ def diagonal(query: Tensor) -> Tensor:
 def ours(**options: Any) -> dict[str, Any]:
     """The rows of ours on every backend: info_nce(query, key, **options)."""
     return harness.ours(
-        lambda backend: lambda query, key: cpl_kernels.info_nce(
-            query, key, temperature=TEMPERATURE, backend=backend, **options
+        lambda backend: (
+            lambda query, key: cpl_kernels.info_nce(
+                query, key, temperature=TEMPERATURE, backend=backend, **options
+            )
         )
     )
 
