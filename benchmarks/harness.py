@@ -189,8 +189,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of every call, round after round, each in its turn; rounds go on for a fixed time.
 
-    A peer that is slower by far than the fastest (FAR_RATIO) has FAR_ROUNDS of them. Calls of seconds have fewer too: as
-    long as they are, what else the machine does is averaged within each.
+    A peer that is slower by far than the fastest (FAR_RATIO) has FAR_ROUNDS of them. Calls of seconds have fewer
+    too: as long as they are, what else the machine does is averaged within each.
     """
     clock = clock or wall_clock
     warm: dict[str, float] = {}

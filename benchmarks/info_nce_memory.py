@@ -3,8 +3,8 @@
     python -m benchmarks.info_nce_memory [--out benchmarks/results/cpu_info_nce_memory.json]
 
 One direction, D = 128, forward and backward of one call, each in a process of its own and beyond its inputs
-(memory.py). What could not have the memory for it is not run: its row says what the logits alone would take. One
-call of 65536 x 65536 is 3.3e12 operations, so its seconds are given too; they are of that one call, on whatever else the
+(memory.py). What could not have the memory for it is not run: its row says what the logits alone would take. A
+call of 65536 x 65536 is 3.3e12 operations, so its seconds are given too; they are of that one call, whatever else the
 machine does.
 """
 

@@ -47,10 +47,11 @@ class Positives:
             return cls._by_label(query_labels, None if keys is None else key_labels, ignore_index)
         if targets is None:
             count = queries if keys is None else keys
-            rows = torch.arange(queries, dtype=torch.int32, device=device)
             columns = torch.arange(count, dtype=torch.int32, device=device)
-            columns = torch.where(columns < queries, columns, NO_COLUMN)
-            return cls(rows, columns, None, None, torch.ones_like(rows).long(), (columns >= 0).long())
+            rows, row_count = columns[:queries], torch.ones(queries, dtype=torch.int64, device=device)
+            if count > queries:  # the rest are nobody's positives
+                columns = torch.where(columns < queries, columns, NO_COLUMN)
+            return cls(rows, columns, None, None, row_count, (columns >= 0).long())
         counts = targets != ignore_index
         itself = torch.arange(queries, device=device) if keys is None else NO_ROW
         bad = counts & (

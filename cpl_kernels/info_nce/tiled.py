@@ -51,25 +51,26 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``forward`` of the operands ``q`` and ``keys``."""
     rows = Sums.of(len(query), q.device, tiles.unit)
-    columns = rows if key is None else Sums.of(len(key), q.device, tiles.unit)
+    columns = rows if key is None else Sums.of(len(key), q.device, tiles.unit) if symmetric else None
     for place in _places(tiles, query, key):
-        with_columns = symmetric if key is not None else not place.without_diagonal
-        tiles.add(q, keys, place, rows, columns if with_columns else None, positives)
-    column_sums = columns.clone() if symmetric else Sums.of(0, q.device, tiles.unit)
+        twice = key is None and place.without_diagonal  # on the diagonal a tile has each pair twice
+        tiles.add(q, keys, place, rows, None if twice else columns, positives)
+    column_sums = columns.clone() if symmetric and columns is not None else None
     if queue is not None:  # after the columns have their sums: the queue is none of theirs
         more = tiles.operand(queue)
         for place in _places(tiles, query, queue):
             tiles.add(q, more, place, rows, None, None)
-    column_count = positives.column_count if symmetric else positives.column_count[:0]
     dtype = wide(query.dtype)
     row_lse, row_losses = rows.finish(positives.row_count, dtype)
     if positives.bad is not None:
         row_lse, row_losses = (torch.where(positives.bad, torch.nan, x) for x in (row_lse, row_losses))
-    column_lse, column_losses = column_sums.finish(column_count, dtype)
     loss = _reduce(row_losses, positives.row_count, reduction)
-    if symmetric:
-        loss = 0.5 * loss + 0.5 * _reduce(column_losses, column_count, reduction)
-    return loss.to(dtype), row_lse, positives.row_count, column_lse, column_count
+    if column_sums is None:
+        none = row_lse.new_empty(0), positives.row_count.new_empty(0)
+        return loss.to(dtype), row_lse, positives.row_count, *none
+    column_lse, column_losses = column_sums.finish(positives.column_count, dtype)
+    loss = 0.5 * loss + 0.5 * _reduce(column_losses, positives.column_count, reduction)
+    return loss.to(dtype), row_lse, positives.row_count, column_lse, positives.column_count
 
 
 def forward_with_gradients(
@@ -126,22 +127,24 @@ def _by_whole_rows(
     keys, dtype = tiles_of.operand(all_keys), wide(query.dtype)
     positives = positives.with_columns(len(all_keys) - len(key))
     one = torch.ones((), dtype=torch.float64, device=q.device)
-    side = Side.of(None, _share(one, positives.row_count, reduction), positives.row_count, dtype)
+    share = _share(one, positives.row_count, reduction)
+    side = Side.of(None, share, positives.row_count, dtype)
     tiles = tiles_of(q, temperature)
     sums = Sums.of(len(query), q.device, tiles.unit)
     with_gradient = round_up(len(key), tiles.multiple)  # of the keys: the queue has none
     dquery = torch.zeros_like(q) if need_query else q.new_empty(0)
     dkey = torch.zeros_like(keys[:with_gradient]) if need_key else q.new_empty(0)
+    q_factor, key_factor = (tiles.factor(x, query.dtype) for x in (q, keys))
     for i in spans(len(query), tiles.rows_of_whole(len(all_keys))) if len(all_keys) else ():
         g = tiles.whole_rows(q, keys, Place(i, Span(0, len(all_keys))), sums, positives, side)
-        padded = i.padded(tiles.multiple)
+        g, padded = g.to(q_factor.dtype), i.padded(tiles.multiple)
         if need_query:
-            torch.mm(g, keys, out=padded.of(dquery))
+            _add_product(padded.of(dquery), g, key_factor)
         if need_key:
-            dkey.addmm_(g[:, :with_gradient].T, padded.of(q))
+            _add_product(dkey, g[:, :with_gradient].T, padded.of(q_factor))
     row_lse, losses = sums.finish(positives.row_count, dtype)
     dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else q.new_empty(0)
-    loss = _reduce(losses, positives.row_count, reduction).to(dtype)
+    loss = (losses * share).sum().to(dtype)
     return (
         loss,
         row_lse,
@@ -222,7 +225,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``backward`` of the operands ``q`` and ``keys``, with gradients in the dtype of accumulation."""
     dtype = wide(query.dtype)
-    wide_q, wide_keys = q.to(dtype), keys.to(dtype)  # for the products with gradients
+    q_factor, key_factor = (tiles.factor(x, query.dtype) for x in (q, keys))
     dloss = (0.5 if symmetric else 1) * dloss.double()
     row_share = _share(dloss, row_positives, reduction)
     row_side = Side.of(row_lse, row_share, row_positives, dtype)
@@ -239,8 +242,8 @@ def _backward(
         fewer = torch.where(row_positives > 0, torch.exp(column_lse.double() - row_lse.double()), 0.0)
         wanted = (row_share + column_share) / row_positives.clamp(min=1)
         left = right = Side(column_lse, (row_share * fewer + column_share).to(dtype), wanted.to(dtype))
-    dquery = torch.zeros_like(wide_q) if need_query else wide_q.new_empty(0)
-    dkey = torch.zeros_like(wide_keys) if need_key and key is not None else wide_q.new_empty(0)
+    dquery = torch.zeros_like(q, dtype=dtype) if need_query else q.new_empty(0, dtype=dtype)
+    dkey = torch.zeros_like(keys if need_key and key is not None else q[:0, 0], dtype=dtype)
     for place in _places(tiles, query, key):
         # On the diagonal a tile has each pair twice.
         dscale = place.rows.of(tiles.dscale)
@@ -248,26 +251,36 @@ def _backward(
         g = tiles.gradient(q, keys, place, positives, left, right)
         if before is not None:
             dscale.add_(before).mul_(0.5)
+        g = g.to(q_factor.dtype)
         i, j = place.rows.padded(tiles.multiple), place.columns.padded(tiles.multiple)
         if need_query:
-            i.of(dquery).addmm_(g, j.of(wide_keys))
+            _add_product(i.of(dquery), g, j.of(key_factor))
         if need_query and key is None and not place.without_diagonal:
-            j.of(dquery).addmm_(g.T, i.of(wide_q))
+            _add_product(j.of(dquery), g.T, i.of(q_factor))
         if need_key and key is not None:
-            j.of(dkey).addmm_(g.T, i.of(wide_q))
+            _add_product(j.of(dkey), g.T, i.of(q_factor))
     if queue is not None:
         more = tiles.operand(queue)
         for place in _places(tiles, query, queue):
             g = tiles.gradient(q, more, place, None, row_side, None)
             i, j = place.rows.padded(tiles.multiple), place.columns.padded(tiles.multiple)
             if need_query:
-                i.of(dquery).addmm_(g, j.of(more).to(dtype))
-    dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else wide_q.new_empty(0)
+                factor = j.of(tiles.factor(more, query.dtype))
+                _add_product(i.of(dquery), g.to(factor.dtype), factor)
+    dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else dquery.new_empty(0)
     return (
         _like(query, dquery, need_query),
         _like(query if key is None else key, dkey, need_key and key is not None),
         dtemperature,
     )
+
+
+def _add_product(total: Tensor, g: Tensor, x: Tensor) -> None:
+    """total += g @ x, in the dtype of g and x; total may be wider."""
+    if total.dtype == g.dtype:
+        total.addmm_(g, x)
+    else:
+        total.add_(g @ x)
 
 
 def _like(x: Tensor, gradient: Tensor, needed: bool) -> Tensor:

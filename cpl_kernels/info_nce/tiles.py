@@ -116,6 +116,9 @@ class Tiles(Protocol):
     def operand(x: Tensor) -> Tensor:
         """Queries or keys as the kernels take them: in one piece, padded."""
 
+    def factor(self, operand: Tensor, given: torch.dtype) -> Tensor:
+        """An operand as it is multiplied by gradients; ``given``: the dtype that it was given in."""
+
     def add(
         self,
         query: Tensor,

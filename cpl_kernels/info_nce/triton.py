@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cpl_kernels.autocast import wide
 from cpl_kernels.info_nce import tiled
 from cpl_kernels.info_nce.positives import Positives
 from cpl_kernels.info_nce.tiles import Place, Side, Sums
@@ -174,6 +175,9 @@ class TritonTiles:
     @staticmethod
     def operand(x: Tensor) -> Tensor:
         return x.contiguous()
+
+    def factor(self, operand: Tensor, given: torch.dtype) -> Tensor:
+        return operand.to(wide(given))
 
     def add(
         self,
