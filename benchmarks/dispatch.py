@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import cpl_kernels
@@ -92,6 +93,15 @@ def feature_distances(elements: int, dtype: torch.dtype) -> Call:
     return lambda backend: (cpl_kernels.feature_distances(anchor, others, backend=backend), [anchor])
 
 
+def info_nce(elements: int, dtype: torch.dtype) -> Call:
+    """One direction, B = M. Large is of many features: the reference holds the matrix, 4096 x 4096 here."""
+    features = 128 if elements <= ELEMENTS["medium"] else 1024
+    query, key = (
+        F.normalize(torch.randn(elements // features, features)).to(dtype).requires_grad_() for _ in range(2)
+    )
+    return lambda backend: (cpl_kernels.info_nce(query, key, backend=backend), [query, key])
+
+
 OPS: dict[str, Callable[[int, torch.dtype], Call]] = {
     "layer_norm2d": layer_norm2d,
     "gated_dwconv": gated_dwconv,
@@ -100,6 +110,7 @@ OPS: dict[str, Callable[[int, torch.dtype], Call]] = {
     "route_negatives": route_negatives,
     "aggregate_prompts": aggregate_prompts,
     "feature_distances": feature_distances,
+    "info_nce": info_nce,
 }
 
 

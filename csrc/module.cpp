@@ -9,6 +9,7 @@
 #include "common/pyview.h"
 #include "feature_distances/bind.h"
 #include "gated_dwconv/bind.h"
+#include "info_nce/bind.h"
 #include "layer_norm2d/bind.h"
 #include "route_negatives/bind.h"
 #include "route_topk/bind.h"
@@ -36,6 +37,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("feature_distances_backward", &cpl::bind::feature_distances_backward, NoGil());
   m.def("gated_dwconv_forward", &cpl::bind::gated_dwconv_forward, NoGil());
   m.def("gated_dwconv_backward", &cpl::bind::gated_dwconv_backward, NoGil());
+  m.def("info_nce_rows", &cpl::bind::info_nce_rows, NoGil());
+  m.def("info_nce_columns", &cpl::bind::info_nce_columns, NoGil());
+  m.def("info_nce_whole_rows", &cpl::bind::info_nce_whole_rows, NoGil());
+  m.def("info_nce_gradient", &cpl::bind::info_nce_gradient, NoGil());
   m.def("layer_norm2d_forward", &cpl::bind::layer_norm2d_forward, NoGil());
   m.def("layer_norm2d_backward", &cpl::bind::layer_norm2d_backward, NoGil());
   m.def("route_negatives", &cpl::bind::route_negatives, NoGil());

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from cpl_kernels import backends, checks
-from cpl_kernels.feature_distances import op as _op  # noqa: F401  registers the op
-from cpl_kernels.registration import NAMESPACE
+from cpl_kernels.feature_distances import op as _op
 
 __all__ = ["feature_distances"]
 
@@ -66,7 +65,7 @@ def feature_distances(
     request = backends.requested("feature_distances", backend)
     total: Tensor | None = None
     for (_, a, o), weight in zip(layers, weights, strict=True):
-        distance = NAMESPACE.feature_distances(a, o, p, normalize, request)  # [K, B]
+        distance = _op.feature_distances(a, o, p, normalize, request)  # [K, B]
         distance = distance if weight == 1 else weight * distance
         total = distance if total is None else total + distance
     assert total is not None

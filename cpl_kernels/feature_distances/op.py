@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cpl_kernels import autocast, backends
 from cpl_kernels.feature_distances.memory import gradient_like
-from cpl_kernels.registration import NAMESPACE, register_differentiable
+from cpl_kernels.registration import register_differentiable
 
 
 def _forward(anchor: Tensor, others: Tensor, p: int, normalize: bool, backend: str) -> Tensor:
@@ -63,13 +63,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _grads(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     anchor, others = ctx.saved_tensors
     need_anchor, need_others = ctx.needs_input_grad[:2]
-    danchor, dothers = NAMESPACE.feature_distances_backward(
+    danchor, dothers = feature_distances_backward(
         dy, anchor, others, ctx.p, ctx.normalize, need_anchor, need_others, ctx.backend
     )
     return danchor if need_anchor else None, dothers if need_others else None, None, None, None
 
 
-register_differentiable(
+feature_distances, feature_distances_backward = register_differentiable(
     "feature_distances",
     "(Tensor anchor, Tensor others, int p, bool normalize, str backend) -> Tensor",
     impl=_forward,

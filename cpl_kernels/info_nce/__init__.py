@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels import autocast, backends, checks
-from cpl_kernels.info_nce import op as _op  # noqa: F401  registers the op
-from cpl_kernels.registration import NAMESPACE
+from cpl_kernels.info_nce import op as _op
 
 __all__ = ["info_nce"]
 
@@ -67,7 +66,8 @@ def info_nce(
         log-sum-exps taken, in float32 or better and with the maximum subtracted, so any finite
         similarity is safe. Under autocast query, key and queue are cast to the autocast dtype, as for a
         matmul. Differentiable with respect to query, key and temperature. For the backward the inputs and
-        the log-sum-exps are kept, O((B + M) D).
+        the log-sum-exps are kept, O((B + M) D). On the CPU a loss that is reduced to a number makes its
+        gradients with the forward, in one direction always and else up to 4 million pairs, and they are kept instead.
 
     Raises:
         TypeError: dtypes that are not floating or differ, labels or targets that are not int64.
@@ -98,17 +98,20 @@ def info_nce(
     _check_positives(query, key, keys, targets, query_labels, key_labels)
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
     _check_symmetric(symmetric, query.shape[0], keys, targets, query_labels, reduction)
-    return NAMESPACE.info_nce(
+    temperature = _temperature(temperature, query)
+    needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (query, key, temperature)]
+    return _op.info_nce(
         query,
         key,
         None if queue is None else queue.detach(),
         targets,
         query_labels,
         key_labels,
-        _temperature(temperature, query),
+        temperature,
         symmetric,
         ignore_index,
         reduction,
+        *needs,
         backends.requested("info_nce", backend),
     )[0]
 

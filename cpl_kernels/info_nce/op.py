@@ -3,6 +3,9 @@
 Besides the loss, the op returns what its backward needs of each row, and with symmetric of each column:
 the log-sum-exp, in the dtype of accumulation, +inf where there is no positive (so that the softmax
 of a row left out is zero) and NaN where the target is out of range; and the number of positives, int64.
+
+And the gradients for a loss gradient of 1, in the dtype of accumulation, where they are ``had_at_once``: a
+backend that can then saves the backward a product of matrices. Each is of shape [0] otherwise.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ import torch
 from torch import Tensor
 
 from cpl_kernels import autocast, backends, checks
-from cpl_kernels.registration import NAMESPACE, register_differentiable
+from cpl_kernels.registration import register_differentiable
+
+AT_ONCE = 2**22  # similarities: 16 MiB in fp32, whatever the size of the rest
 
 
 def check_values(
@@ -40,6 +45,30 @@ def check_values(
         )
 
 
+def had_at_once(
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    symmetric: bool,
+    reduction: str,
+    needs: tuple[bool, ...],
+    backend: str,
+) -> bool:
+    """Whether the forward makes the gradients. A function of what fakes know too, so not of the backend chosen.
+
+    One direction has a row's gradient once the row is known. Otherwise all log-sum-exps come before any gradient: then
+    it is worth keeping the similarities between the two, as far as AT_ONCE says, and beyond they are made again.
+    reduction="none" needs the loss's gradient first. On a GPU no tile holds whole rows.
+    """
+    if not any(needs) or reduction == "none" or query.device.type != "cpu" or backend not in ("", "native"):
+        return False
+    if key is not None and not symmetric:
+        return True
+    # With the queries for keys, half the pairs.
+    pairs = query.shape[0] ** 2 // 2 if key is None else query.shape[0] * key.shape[0]
+    return queue is None and pairs <= AT_ONCE
+
+
 def _forward(
     query: Tensor,
     key: Tensor | None,
@@ -51,21 +80,25 @@ def _forward(
     symmetric: bool,
     ignore_index: int,
     reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     check_values(query.shape[0], None if key is None else key.shape[0], targets, temperature, ignore_index)
-    return backends.select("info_nce", backend, query).forward(
-        query,
-        key,
-        queue,
-        targets,
-        query_labels,
-        key_labels,
-        temperature,
-        symmetric,
-        ignore_index,
-        reduction,
-    )
+    module, needs = backends.select("info_nce", backend, query), (need_query, need_key, need_temperature)
+    inputs = (query, key, queue, targets, query_labels, key_labels, temperature)
+    if not had_at_once(query, key, queue, symmetric, reduction, needs, backend):
+        outputs = module.forward(*inputs, symmetric, ignore_index, reduction)
+        return *outputs, *(query.new_empty(0, dtype=temperature.dtype) for _ in needs)
+    if not hasattr(module, "forward_with_gradients"):
+        outputs = module.forward(*inputs, symmetric, ignore_index, reduction)
+        # Not rounded yet: the loss's gradient is to come.
+        exact = (x if x is None or not x.is_floating_point() else x.to(temperature.dtype) for x in inputs)
+        one = torch.ones_like(temperature)
+        gradients = module.backward(one, *exact, *outputs[1:], symmetric, ignore_index, reduction, *needs)
+        return *outputs, *gradients
+    return module.forward_with_gradients(*inputs, symmetric, ignore_index, reduction, *needs)
 
 
 def _forward_fake(
@@ -79,16 +112,25 @@ def _forward_fake(
     symmetric: bool,
     ignore_index: int,
     reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     rows, columns = query.shape[0], (query if key is None else key).shape[0] if symmetric else 0
     dtype = autocast.wide(query.dtype)
+    needs = (need_query, need_key, need_temperature)
+    if not had_at_once(query, key, queue, symmetric, reduction, needs, backend):
+        need_query = need_key = need_temperature = False
     return (
         query.new_empty((rows,) if reduction == "none" else (), dtype=dtype),
         query.new_empty(rows, dtype=dtype),
         query.new_empty(rows, dtype=torch.int64),
         query.new_empty(columns, dtype=dtype),
         query.new_empty(columns, dtype=torch.int64),
+        query.new_empty(query.shape if need_query else (0,), dtype=dtype),
+        query.new_empty(key.shape if need_key and key is not None else (0,), dtype=dtype),
+        query.new_empty(() if need_temperature else (0,), dtype=dtype),
     )
 
 
@@ -105,6 +147,9 @@ def _backward(
     row_positives: Tensor,
     column_lse: Tensor,
     column_positives: Tensor,
+    dquery: Tensor,
+    dkey: Tensor,
+    dtemperature: Tensor,
     symmetric: bool,
     ignore_index: int,
     reduction: str,
@@ -113,6 +158,10 @@ def _backward(
     need_temperature: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    had = ((dquery, need_query), (dkey, need_key), (dtemperature, need_temperature))
+    if all(gradient.numel() or gradient.dim() != 1 for gradient, needed in had if needed):
+        scaled = [gradient * dloss if needed else gradient.new_empty(0) for gradient, needed in had]
+        return scaled[0].to(query.dtype), scaled[1].to(query.dtype), scaled[2]
     return backends.select("info_nce", backend, query).backward(
         dloss,
         query,
@@ -148,6 +197,9 @@ def _backward_fake(
     row_positives: Tensor,
     column_lse: Tensor,
     column_positives: Tensor,
+    dquery: Tensor,
+    dkey: Tensor,
+    dtemperature: Tensor,
     symmetric: bool,
     ignore_index: int,
     reduction: str,
@@ -165,7 +217,7 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, symmetric, ignore_index, reduction, backend = inputs
+    *tensors, symmetric, ignore_index, reduction, _, _, _, backend = inputs
     _, *statistics = output
     ctx.mark_non_differentiable(*statistics)
     ctx.save_for_backward(*tensors, *statistics)
@@ -174,7 +226,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _grads(ctx: Any, dloss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     need_query, need_key, need_temperature = (ctx.needs_input_grad[i] for i in (0, 1, 6))
-    dquery, dkey, dtemperature = NAMESPACE.info_nce_backward(
+    dquery, dkey, dtemperature = info_nce_backward(
         dloss,
         *ctx.saved_tensors,
         ctx.symmetric,
@@ -190,7 +242,7 @@ def _grads(ctx: Any, dloss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         dkey if need_key else None,
         *(None,) * 4,
         dtemperature if need_temperature else None,
-        *(None,) * 4,
+        *(None,) * 7,
     )
 
 
@@ -199,15 +251,18 @@ _INPUTS = (
     "Tensor temperature, "
 )
 
-register_differentiable(
+_NEEDS = "bool need_query, bool need_key, bool need_temperature"
+_GRADIENTS = "Tensor, Tensor, Tensor"
+_OUTPUTS = "Tensor, Tensor, Tensor, Tensor, Tensor"
+
+info_nce, info_nce_backward = register_differentiable(
     "info_nce",
-    f"({_INPUTS}bool symmetric, int ignore_index, str reduction, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({_INPUTS}bool symmetric, int ignore_index, str reduction, {_NEEDS}, str backend) -> ({_OUTPUTS}, {_GRADIENTS})",
     impl=_forward,
     fake=_forward_fake,
     backward_schema=f"(Tensor dloss, {_INPUTS}Tensor row_lse, Tensor row_positives, Tensor column_lse, "
-    "Tensor column_positives, bool symmetric, int ignore_index, str reduction, bool need_query, bool need_key, "
-    "bool need_temperature, str backend) -> (Tensor, Tensor, Tensor)",
+    f"Tensor column_positives, Tensor dquery, Tensor dkey, Tensor dtemperature, bool symmetric, int ignore_index, "
+    f"str reduction, {_NEEDS}, str backend) -> ({_GRADIENTS})",
     backward_impl=_backward,
     backward_fake=_backward_fake,
     save=_save,

@@ -69,6 +69,12 @@ def test_a_peer_that_loses_by_far_has_fewer_rounds(monkeypatch: pytest.MonkeyPat
     )
 
 
+def test_calls_of_seconds_have_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "SECONDS", 0)
+    monkeypatch.setattr(harness, "LONG_SECONDS", -1)  # passed at once
+    assert len(harness.interleaved({"a": lambda: None})["a"]) == harness.LONG_ROUNDS < harness.LEAST_ROUNDS
+
+
 def test_ratios_are_those_within_a_round() -> None:
     """A round in which the machine was ten times slower moves no ratio; a ratio of medians it would."""
     times = {"ours": [1.0, 10.0, 1.0, 30.0], "peer": [2.0, 20.0, 2.0, 60.0]}

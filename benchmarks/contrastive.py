@@ -1,0 +1,60 @@
+"""What the benchmarks of info_nce share: unit vectors, their sizes, and the forms that others write.
+
+The vectors have unit length, and dividing by the temperature is part of what is timed everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import cpl_kernels
+from benchmarks import harness
+
+TEMPERATURE = 0.07
+
+
+def diagonal(query: Tensor) -> Tensor:
+    return torch.arange(len(query), device=query.device)
+
+
+def ours(**options: Any) -> dict[str, Any]:
+    """The rows of ours on every backend: info_nce(query, key, **options)."""
+    return harness.ours(
+        lambda backend: (
+            lambda query, key: cpl_kernels.info_nce(
+                query, key, temperature=TEMPERATURE, backend=backend, **options
+            )
+        )
+    )
+
+
+def linear_cross_entropy(query: Tensor, key: Tensor) -> Tensor:
+    if not hasattr(F, "linear_cross_entropy"):
+        raise harness.Unavailable("this torch has no F.linear_cross_entropy")
+    return F.linear_cross_entropy(query / TEMPERATURE, key, diagonal(query))
+
+
+def problem(shape: tuple[int, ...], rows: int, features: int, products: tuple[int, int]) -> harness.Problem:
+    """Two leaves of ``rows`` unit vectors each.
+
+    Args:
+        shape: names it.
+        products: the products of all pairs that the forward needs at least, and that it needs with the backward.
+    """
+
+    def make(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+        leaves = [F.normalize(torch.randn(rows, features, device=device)).to(dtype) for _ in range(2)]
+        return [x.requires_grad_() for x in leaves], torch.ones((), device=device)
+
+    elements, one = 2 * rows * features, rows * rows * features
+    return harness.Problem(
+        shape,
+        make,
+        {"forward": elements, "forward+backward": 2 * elements},
+        2 * elements,
+        flops={"forward": products[0] * one, "forward+backward": products[1] * one},
+    )

@@ -1,0 +1,176 @@
+"""info_nce on CPU tensors: torch multiplies tiles, our C++ (csrc/info_nce/cpu.cpp) does the rest in the cache.
+
+All sizes that torch's product sees are padded to multiples of 16. At others MKL's bits depend on the number of threads,
+which cuts the result differently: then single columns meet another kernel. tests/kernels hold it to that.
+16-bit inputs are widened for the similarities: torch has no CPU product of them with a result in float32, and one
+rounded to bf16 would make an error of 3 % in a softmax of temperature 0.07. Gradients are multiplied in bf16 where
+the inputs are bf16 and the processor has instructions for it: twice as fast, and rounded to bf16 they are in the end.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cpl_kernels.autocast import wide
+from cpl_kernels.core import DTYPE_CODES, core
+from cpl_kernels.info_nce import tiled
+from cpl_kernels.info_nce.positives import Positives
+from cpl_kernels.info_nce.tiles import Place, Side, Sums, round_up
+
+# Products of a tile of whole rows: they stay in the L3 cache, and each of torch's products is long enough that the
+# threads' meeting at its end counts for little.
+WHOLE = 2**21
+BF16_FROM = 2**14  # elements of query: with fewer, rounding gradients costs more than their products
+
+
+def why_not(query: Tensor) -> str | None:
+    return None
+
+
+def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return tiled.forward(NativeTiles, *args)
+
+
+def forward_with_gradients(*args: Any) -> tuple[Tensor, ...]:
+    return tiled.forward_with_gradients(NativeTiles, *args)
+
+
+def backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return tiled.backward(NativeTiles, *args)
+
+
+@functools.cache
+def _multiplies_bf16() -> bool:
+    """Whether bf16 products are quicker than fp32 ones here; without such instructions they are many times slower."""
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public name for it
+    return any(getattr(torch.cpu, name, lambda: False)() for name in tests)
+
+
+class NativeTiles:
+    """One buffer for all tiles of a call, or with ``keep`` one for each, and the kernels that work on them."""
+
+    # Of a tile: its products stay in the L2 caches. (Whole rows have all columns.)
+    row_step, column_step, multiple = 256, 1024, 16
+
+    def __init__(self, query: Tensor, temperature: Tensor, keep: bool = False) -> None:
+        self.unit = 1 / float(temperature)
+        self._large = query.numel() >= BF16_FROM
+        self._kept: dict[Place, Tensor] | None = {} if keep else None
+        self._buffer = query.new_empty(0)
+        self._threads = torch.get_num_threads()
+        self.dscale = torch.zeros(len(query), dtype=torch.float64)
+
+    @classmethod
+    def operand(cls, x: Tensor) -> Tensor:
+        rows, features = (round_up(n, cls.multiple) for n in x.shape)
+        if (rows, features) == tuple(x.shape):
+            return x.to(wide(x.dtype)).contiguous()
+        padded = torch.zeros(rows, features, dtype=wide(x.dtype))
+        padded[: x.shape[0], : x.shape[1]] = x
+        return padded
+
+    def factor(self, operand: Tensor, given: torch.dtype) -> Tensor:
+        narrow = given == torch.bfloat16 and self._large and _multiplies_bf16()
+        return operand.to(given) if narrow else operand
+
+    def rows_of_whole(self, columns: int) -> int:
+        # Fewer than row_step make slow products.
+        return max(self.row_step, round_up(WHOLE // columns, self.multiple))
+
+    def add(
+        self,
+        query: Tensor,
+        key: Tensor,
+        place: Place,
+        rows: Sums,
+        columns: Sums | None,
+        positives: Positives | None,
+    ) -> None:
+        tile, pairs = self._args(self._multiply(query, key, place), place), _addresses(positives)
+        core().info_nce_rows(tile, _sums(rows), pairs, self._threads)
+        if columns is not None:
+            core().info_nce_columns(tile, _sums(columns), pairs, self._threads)
+
+    def whole_rows(
+        self, query: Tensor, key: Tensor, place: Place, sums: Sums, positives: Positives, side: Side
+    ) -> Tensor:
+        products = self._multiply(query, key, place)
+        core().info_nce_whole_rows(
+            self._args(products, place),
+            _sums(sums),
+            _addresses(positives),
+            _side(side),
+            self.dscale.data_ptr(),
+            self._threads,
+        )
+        return products
+
+    def gradient(
+        self,
+        query: Tensor,
+        key: Tensor,
+        place: Place,
+        positives: Positives | None,
+        rows: Side,
+        columns: Side | None,
+    ) -> Tensor:
+        products = self._multiply(query, key, place)
+        core().info_nce_gradient(
+            self._args(products, place),
+            _addresses(positives),
+            _side(rows),
+            _side(columns),
+            self.dscale.data_ptr(),
+            self._threads,
+        )
+        return products
+
+    def _multiply(self, query: Tensor, key: Tensor, place: Place) -> Tensor:
+        """The products of some queries with some keys, padded: kept ones, or in the memory of the last tile."""
+        if self._kept is not None and place in self._kept:
+            return self._kept.pop(place)
+        a, b = place.rows.padded(self.multiple).of(query), place.columns.padded(self.multiple).of(key)
+        if self._kept is not None:
+            return self._kept.setdefault(place, torch.mm(a, b.T))
+        elements = len(a) * len(b)
+        if self._buffer.numel() < elements:
+            self._buffer = query.new_empty(elements)
+        products = self._buffer[:elements].view(len(a), len(b))
+        return torch.mm(a, b.T, out=products)
+
+    def _args(self, products: Tensor, place: Place) -> tuple[int, int, int, int, int, int, bool, float, int]:
+        rows, columns = place.rows, place.columns
+        return (
+            products.data_ptr(),
+            rows.end - rows.first,
+            columns.end - columns.first,
+            products.shape[1],
+            rows.first,
+            columns.first,
+            place.without_diagonal,
+            self.unit,
+            DTYPE_CODES[products.dtype],
+        )
+
+
+def _sums(sums: Sums) -> tuple[int, int]:
+    return sums.data.data_ptr(), sums.data.shape[1]
+
+
+def _addresses(positives: Positives | None) -> tuple[int, ...]:
+    if positives is None:
+        return 0, 0, 0, 0
+    p = positives
+    return tuple(map(_address, (p.row_targets, p.column_targets, p.row_labels, p.column_labels)))
+
+
+def _side(side: Side | None) -> tuple[int, ...]:
+    return (0, 0, 0) if side is None else tuple(map(_address, (side.lse, side.share, side.wanted)))
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()

@@ -1,0 +1,328 @@
+"""info_nce by tiles, whatever makes them: no backend's whole matrix is ever there.
+
+The log-sum-exps come first, in one sweep over the tiles for rows and columns alike; the backward makes the tiles
+again. Where the keys are the queries only the upper triangle of tiles is visited. Where whole rows can be had at
+a time and there is one direction, the gradient comes with the forward, from three products of matrices
+instead of four: ``forward_with_gradients``. So it does where all tiles together are small enough to be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from cpl_kernels.autocast import wide
+from cpl_kernels.info_nce.positives import Positives
+from cpl_kernels.info_nce.tiles import Place, Side, Span, Sums, Tiles, WholeRows, round_up, spans
+
+
+def forward(
+    tiles_of: type[Tiles],
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    targets: Tensor | None,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    temperature: Tensor,
+    symmetric: bool,
+    ignore_index: int,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As reference.forward."""
+    q = tiles_of.operand(query.detach())
+    keys = q if key is None else tiles_of.operand(key.detach())
+    positives = _positives(query, key, targets, query_labels, key_labels, ignore_index)
+    return _forward(tiles_of(q, temperature), q, keys, positives, query, key, queue, symmetric, reduction)
+
+
+def _forward(
+    tiles: Tiles,
+    q: Tensor,
+    keys: Tensor,
+    positives: Positives,
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    symmetric: bool,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``forward`` of the operands ``q`` and ``keys``."""
+    rows = Sums.of(len(query), q.device, tiles.unit)
+    columns = rows if key is None else Sums.of(len(key), q.device, tiles.unit) if symmetric else None
+    for place in _places(tiles, query, key):
+        twice = key is None and place.without_diagonal  # on the diagonal a tile has each pair twice
+        tiles.add(q, keys, place, rows, None if twice else columns, positives)
+    column_sums = columns.clone() if symmetric and columns is not None else None
+    if queue is not None:  # after the columns have their sums: the queue is none of theirs
+        more = tiles.operand(queue)
+        for place in _places(tiles, query, queue):
+            tiles.add(q, more, place, rows, None, None)
+    dtype = wide(query.dtype)
+    row_lse, row_losses = rows.finish(positives.row_count, dtype)
+    if positives.bad is not None:
+        row_lse, row_losses = (torch.where(positives.bad, torch.nan, x) for x in (row_lse, row_losses))
+    loss = _reduce(row_losses, positives.row_count, reduction)
+    if column_sums is None:
+        none = row_lse.new_empty(0), positives.row_count.new_empty(0)
+        return loss.to(dtype), row_lse, positives.row_count, *none
+    column_lse, column_losses = column_sums.finish(positives.column_count, dtype)
+    loss = 0.5 * loss + 0.5 * _reduce(column_losses, positives.column_count, reduction)
+    return loss.to(dtype), row_lse, positives.row_count, column_lse, positives.column_count
+
+
+def forward_with_gradients(
+    tiles_of: type[WholeRows],
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    targets: Tensor | None,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    temperature: Tensor,
+    symmetric: bool,
+    ignore_index: int,
+    reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
+) -> tuple[Tensor, ...]:
+    """``forward`` with reduction "mean" or "sum", and the gradients for a loss gradient of 1.
+
+    The gradients are in the dtype of accumulation: they are still to be multiplied by the loss's, and rounded
+    once. One not needed is of shape [0].
+    """
+    q = tiles_of.operand(query.detach())
+    positives = _positives(query, key, targets, query_labels, key_labels, ignore_index)
+    needs = (need_query, need_key, need_temperature)
+    if key is not None and not symmetric:
+        return _by_whole_rows(tiles_of, q, positives, query, key, queue, temperature, reduction, *needs)
+    keys = q if key is None else tiles_of.operand(key.detach())
+    tiles = tiles_of(q, temperature, keep=True)
+    outputs = _forward(tiles, q, keys, positives, query, key, queue, symmetric, reduction)
+    one = torch.ones((), dtype=torch.float64, device=q.device)
+    gradients = _backward(
+        tiles, q, keys, positives, one, query, key, queue, *outputs[1:], symmetric, reduction, *needs
+    )
+    return *outputs, *gradients
+
+
+def _by_whole_rows(
+    tiles_of: type[WholeRows],
+    q: Tensor,
+    positives: Positives,
+    query: Tensor,
+    key: Tensor,
+    queue: Tensor | None,
+    temperature: Tensor,
+    reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
+) -> tuple[Tensor, ...]:
+    # One matrix of keys makes whole rows; the copy is little beside a product.
+    all_keys = key.detach() if queue is None else torch.cat((key.detach(), queue))
+    keys, dtype = tiles_of.operand(all_keys), wide(query.dtype)
+    positives = positives.with_columns(len(all_keys) - len(key))
+    one = torch.ones((), dtype=torch.float64, device=q.device)
+    share = _share(one, positives.row_count, reduction)
+    side = Side.of(None, share, positives.row_count, dtype)
+    tiles = tiles_of(q, temperature)
+    sums = Sums.of(len(query), q.device, tiles.unit)
+    with_gradient = round_up(len(key), tiles.multiple)  # of the keys: the queue has none
+    dquery = torch.zeros_like(q) if need_query else q.new_empty(0)
+    dkey = torch.zeros_like(keys[:with_gradient]) if need_key else q.new_empty(0)
+    q_factor, key_factor = (tiles.factor(x, query.dtype) for x in (q, keys))
+    for i in spans(len(query), tiles.rows_of_whole(len(all_keys))) if len(all_keys) else ():
+        g = tiles.whole_rows(q, keys, Place(i, Span(0, len(all_keys))), sums, positives, side)
+        g, padded = g.to(q_factor.dtype), i.padded(tiles.multiple)
+        if need_query:
+            _add_product(padded.of(dquery), g, key_factor)
+        if need_key:
+            _add_product(dkey, g[:, :with_gradient].T, padded.of(q_factor))
+    row_lse, losses = sums.finish(positives.row_count, dtype)
+    dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else q.new_empty(0)
+    loss = (losses * share).sum().to(dtype)
+    return (
+        loss,
+        row_lse,
+        positives.row_count,
+        row_lse.new_empty(0),
+        positives.row_count.new_empty(0),
+        _like(query, dquery, need_query),
+        _like(key, dkey, need_key),
+        dtemperature,
+    )
+
+
+def backward(
+    tiles_of: type[Tiles],
+    dloss: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    targets: Tensor | None,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    temperature: Tensor,
+    row_lse: Tensor,
+    row_positives: Tensor,
+    column_lse: Tensor,
+    column_positives: Tensor,
+    symmetric: bool,
+    ignore_index: int,
+    reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As reference.backward."""
+    q = tiles_of.operand(query.detach())
+    keys = q if key is None else tiles_of.operand(key.detach())
+    positives = _positives(query, key, targets, query_labels, key_labels, ignore_index)
+    dquery, dkey, dtemperature = _backward(
+        tiles_of(q, temperature),
+        q,
+        keys,
+        positives,
+        dloss,
+        query,
+        key,
+        queue,
+        row_lse,
+        row_positives,
+        column_lse,
+        column_positives,
+        symmetric,
+        reduction,
+        need_query,
+        need_key,
+        need_temperature,
+    )
+    return dquery.to(query.dtype), dkey.to(query.dtype), dtemperature
+
+
+def _backward(
+    tiles: Tiles,
+    q: Tensor,
+    keys: Tensor,
+    positives: Positives,
+    dloss: Tensor,
+    query: Tensor,
+    key: Tensor | None,
+    queue: Tensor | None,
+    row_lse: Tensor,
+    row_positives: Tensor,
+    column_lse: Tensor,
+    column_positives: Tensor,
+    symmetric: bool,
+    reduction: str,
+    need_query: bool,
+    need_key: bool,
+    need_temperature: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``backward`` of the operands ``q`` and ``keys``, with gradients in the dtype of accumulation."""
+    dtype = wide(query.dtype)
+    q_factor, key_factor = (tiles.factor(x, query.dtype) for x in (q, keys))
+    dloss = (0.5 if symmetric else 1) * dloss.double()
+    row_share = _share(dloss, row_positives, reduction)
+    row_side = Side.of(row_lse, row_share, row_positives, dtype)
+    column_side = None
+    if symmetric:
+        column_share = _share(dloss, column_positives, reduction)
+        column_side = Side.of(column_lse, column_share, column_positives, dtype)
+    left, right = row_side, column_side
+    if key is None:  # a tile stands for its mirror image too
+        left = right = row_side
+    if key is None and symmetric:
+        # The logits of row i are those of column i, and its sum is the column's plus the queue's. So both directions
+        # are one: exp(s - row_lse) = exp(s - column_lse) exp(column_lse - row_lse), the latter at most 1.
+        fewer = torch.where(row_positives > 0, torch.exp(column_lse.double() - row_lse.double()), 0.0)
+        wanted = (row_share + column_share) / row_positives.clamp(min=1)
+        left = right = Side(column_lse, (row_share * fewer + column_share).to(dtype), wanted.to(dtype))
+    dquery = torch.zeros_like(q, dtype=dtype) if need_query else q.new_empty(0, dtype=dtype)
+    dkey = torch.zeros_like(keys if need_key and key is not None else q[:0, 0], dtype=dtype)
+    for place in _places(tiles, query, key):
+        # On the diagonal a tile has each pair twice.
+        dscale = place.rows.of(tiles.dscale)
+        before = dscale.clone() if place.without_diagonal else None
+        g = tiles.gradient(q, keys, place, positives, left, right)
+        if before is not None:
+            dscale.add_(before).mul_(0.5)
+        g = g.to(q_factor.dtype)
+        i, j = place.rows.padded(tiles.multiple), place.columns.padded(tiles.multiple)
+        if need_query:
+            _add_product(i.of(dquery), g, j.of(key_factor))
+        if need_query and key is None and not place.without_diagonal:
+            _add_product(j.of(dquery), g.T, i.of(q_factor))
+        if need_key and key is not None:
+            _add_product(j.of(dkey), g.T, i.of(q_factor))
+    if queue is not None:
+        more = tiles.operand(queue)
+        for place in _places(tiles, query, queue):
+            g = tiles.gradient(q, more, place, None, row_side, None)
+            i, j = place.rows.padded(tiles.multiple), place.columns.padded(tiles.multiple)
+            if need_query:
+                factor = j.of(tiles.factor(more, query.dtype))
+                _add_product(i.of(dquery), g.to(factor.dtype), factor)
+    dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else dquery.new_empty(0)
+    return (
+        _like(query, dquery, need_query),
+        _like(query if key is None else key, dkey, need_key and key is not None),
+        dtemperature,
+    )
+
+
+def _add_product(total: Tensor, g: Tensor, x: Tensor) -> None:
+    """total += g @ x, in the dtype of g and x; total may be wider."""
+    if total.dtype == g.dtype:
+        total.addmm_(g, x)
+    else:
+        total.add_(g @ x)
+
+
+def _like(x: Tensor, gradient: Tensor, needed: bool) -> Tensor:
+    """``gradient``, padded, as that of ``x``; copied only if it must be. One not needed is of shape [0]."""
+    if needed:
+        gradient = gradient[: x.shape[0], : x.shape[1]]
+    return gradient.contiguous()
+
+
+def _places(tiles: Tiles, query: Tensor, key: Tensor | None) -> Iterator[Place]:
+    """The tiles, row by row. Of queries compared with themselves (``key`` is None) the upper triangle."""
+    for i in spans(len(query), tiles.row_step):
+        if key is None:
+            yield Place(i, i, without_diagonal=True)
+            rest = spans(len(query), tiles.column_step, i.end)
+        else:
+            rest = spans(len(key), tiles.column_step)
+        for j in rest:
+            yield Place(i, j)
+
+
+def _positives(
+    query: Tensor,
+    key: Tensor | None,
+    targets: Tensor | None,
+    query_labels: Tensor | None,
+    key_labels: Tensor | None,
+    ignore_index: int,
+) -> Positives:
+    keys = None if key is None else len(key)
+    return Positives.of(len(query), keys, targets, query_labels, key_labels, ignore_index, query.device)
+
+
+def _share(dloss: Tensor, count: Tensor, reduction: str) -> Tensor:
+    """What a change of each row's loss does to the result, times dloss; [rows], 0 where a row does not count."""
+    if reduction == "mean":
+        dloss = dloss / (count > 0).sum().clamp(min=1)
+    return torch.where(count > 0, dloss, 0.0)
+
+
+def _reduce(losses: Tensor, count: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    return total / (count > 0).sum().clamp(min=1) if reduction == "mean" else total

@@ -1,0 +1,162 @@
+"""What the tiled backends of info_nce work on: tiles of similarities and sums over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cpl_kernels.info_nce.positives import Positives
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring rows or columns, [first, end)."""
+
+    first: int
+    end: int
+
+    def of(self, x: Tensor) -> Tensor:
+        return x[self.first : self.end]
+
+    def padded(self, multiple: int) -> Span:
+        return Span(self.first, round_up(self.end, multiple))
+
+
+def round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def spans(count: int, most: int, first: int = 0) -> Iterator[Span]:
+    for begin in range(first, count, most):
+        yield Span(begin, min(count, begin + most))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tile is; ``without_diagonal``: the keys are the queries, and none is compared with itself."""
+
+    rows: Span
+    columns: Span
+    without_diagonal: bool = False
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of each row (or column), from the tiles seen so far; a logit is ``unit`` times the similarities in it.
+
+    Attributes:
+        data: [3, n] float64: the largest, the sum of exp(unit * (each - largest)), the sum of the positives.
+        unit: a backend's choice: 1 where it sums logits, 1 / temperature where it sums products.
+    """
+
+    data: Tensor
+    unit: float
+
+    @classmethod
+    def of(cls, count: int, device: torch.device, unit: float) -> Sums:
+        data = torch.zeros(3, count, dtype=torch.float64, device=device)
+        data[0] = -torch.inf
+        return cls(data, unit)
+
+    def clone(self) -> Sums:
+        return Sums(self.data.clone(), self.unit)
+
+    def finish(self, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The log-sum-exps in ``dtype``, +inf where there is no positive, and the losses in float64, 0 there."""
+        largest, total, positive = self.data
+        logs = total.log()
+        lse = torch.where(count > 0, largest * self.unit + logs, torch.inf).to(dtype)
+        # The largest is often the positive: the difference loses nothing then.
+        return lse, torch.where(count > 0, logs + (largest - positive / count.clamp(min=1)) * self.unit, 0.0)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What the gradient needs of the rows, or of the columns: of logit s in row i, times 1 / temperature,
+
+        share_i * exp(s - lse_i) - (wanted_i if the pair is positive)
+
+    Attributes:
+        lse, share, wanted: [n] in the dtype of accumulation; lse is +inf where a row does not count, and None where
+            the tile's rows are whole, so that it comes from the tile.
+    """
+
+    lse: Tensor | None
+    share: Tensor
+    wanted: Tensor
+
+    @classmethod
+    def of(cls, lse: Tensor | None, share: Tensor, count: Tensor, dtype: torch.dtype) -> Side:
+        return cls(lse, share.to(dtype), (share / count.clamp(min=1)).to(dtype))
+
+
+class Tiles(Protocol):
+    """A backend's kernels on the tiles of a call.
+
+    Attributes:
+        row_step, column_step: the rows and columns of a tile, at most; multiples of ``multiple``.
+        multiple: queries, keys and features are padded with zeros to a multiple of it.
+        unit: of its sums.
+        dscale: [B] float64: for each row the sum of gradient times logit over the tiles so far.
+    """
+
+    row_step: int
+    column_step: int
+    multiple: int
+    unit: float
+    dscale: Tensor
+
+    def __init__(self, query: Tensor, temperature: Tensor) -> None: ...
+
+    @staticmethod
+    def operand(x: Tensor) -> Tensor:
+        """Queries or keys as the kernels take them: in one piece, padded."""
+
+    def factor(self, operand: Tensor, given: torch.dtype) -> Tensor:
+        """An operand as it is multiplied by gradients; ``given``: the dtype that it was given in."""
+
+    def add(
+        self,
+        query: Tensor,
+        key: Tensor,
+        place: Place,
+        rows: Sums,
+        columns: Sums | None,
+        positives: Positives | None,
+    ) -> None:
+        """Adds a tile to the sums of its rows and, if they are given, of its columns."""
+
+    def gradient(
+        self,
+        query: Tensor,
+        key: Tensor,
+        place: Place,
+        positives: Positives | None,
+        rows: Side,
+        columns: Side | None,
+    ) -> Tensor:
+        """The gradient of the loss by the products of a tile, valid until the next call.
+
+        [rows, columns], both padded: 0 there, as a padded query or key is.
+        """
+
+
+class WholeRows(Tiles, Protocol):
+    """A backend whose tiles may have all columns, and may be kept.
+
+    With ``keep`` the products of a tile (without a queue's) stay from ``add`` until ``gradient``.
+    """
+
+    def __init__(self, query: Tensor, temperature: Tensor, keep: bool = False) -> None: ...
+
+    def rows_of_whole(self, columns: int) -> int:
+        """How many whole rows a tile has, at most."""
+
+    def whole_rows(
+        self, query: Tensor, key: Tensor, place: Place, sums: Sums, positives: Positives, side: Side
+    ) -> Tensor:
+        """For a tile of all columns: sets the sums of its rows, and returns what ``gradient`` returns."""

@@ -1,0 +1,274 @@
+"""info_nce in Triton, for CUDA tensors (or CPU tensors under TRITON_INTERPRET=1).
+
+A program multiplies a block of queries by one block of keys after the other, in 16 bits where the inputs are, summed in
+fp32; it keeps the log-sum-exp of its rows online and leaves one partial for each column. The partials are put
+together in order afterwards: no atomics, the same bits every time. Backward a program leaves its block of the
+gradient by the products, in fp32, and torch multiplies that by keys and queries; a strip at a time, so the whole
+matrix is never there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from cpl_kernels.autocast import wide
+from cpl_kernels.info_nce import tiled
+from cpl_kernels.info_nce.positives import Positives
+from cpl_kernels.info_nce.tiles import Place, Side, Sums
+
+BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_FEATURES, WARPS = 64, 64, 32, 8
+COLUMNS_OF_PROGRAM = 512  # of the forward: enough programs for a GPU at 1024 rows and columns
+NO_TAGS, BY_PLACE, BY_LABEL = 0, 1, 2
+
+
+def why_not(query: Tensor) -> str | None:
+    if query.dtype == torch.float64:
+        return "it has no float64 kernel"
+    return None
+
+
+@triton.jit
+def _logits(
+    query, key, temperature, row, row_end, column, column_end, features,
+    BLOCK_D: tl.constexpr, WIDEN: tl.constexpr,
+):  # fmt: skip
+    """[rows, columns] of logits, and the scale; NaN for a temperature that is not positive."""
+    products = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
+    for first in range(0, features, BLOCK_D):
+        feature = first + tl.arange(0, BLOCK_D)
+        known = (feature < features)[None, :]
+        a = tl.load(query + row[:, None] * features + feature[None, :], (row < row_end)[:, None] & known, 0.0)
+        b = tl.load(
+            key + column[:, None] * features + feature[None, :], (column < column_end)[:, None] & known, 0.0
+        )
+        if WIDEN:  # Triton's interpreter gets bf16 products wrong
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        products = tl.dot(a, tl.trans(b), products, input_precision="ieee")
+    t = tl.load(temperature)
+    scale = tl.where(t > 0, 1.0 / t, float("nan"))
+    return products * scale, scale
+
+
+@triton.jit
+def _inside(row, row_end, column, column_end, DIAGONAL: tl.constexpr):
+    inside = (row < row_end)[:, None] & (column < column_end)[None, :]
+    if DIAGONAL:
+        inside = inside & (row[:, None] != column[None, :])
+    return inside
+
+
+@triton.jit
+def _row_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS: tl.constexpr):
+    """Which pairs are positive for their row: its tag is the column's place, or the column's tag."""
+    own = tl.load(row_tags + row, row < row_end, -1)
+    if TAGS == 2:
+        return own[:, None] == tl.load(column_tags + column, column < column_end, -2)[None, :]
+    return own[:, None] == column[None, :]
+
+
+@triton.jit
+def _column_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS: tl.constexpr):
+    theirs = tl.load(column_tags + column, column < column_end, -2)
+    if TAGS == 2:
+        return theirs[None, :] == tl.load(row_tags + row, row < row_end, -1)[:, None]
+    return theirs[None, :] == row[:, None]
+
+
+@triton.jit
+def _finite(largest):
+    """0 for the -inf of a row that has seen nothing: exp(-inf - 0) is 0."""
+    return tl.where(largest == float("-inf"), 0.0, largest)
+
+
+@triton.jit
+def forward_kernel(
+    query, key, temperature, row_tags, column_tags,
+    of_rows, of_columns,
+    first_row, rows, first_column, columns, features,
+    TAGS: tl.constexpr, DIAGONAL: tl.constexpr, COLUMNS: tl.constexpr, WIDEN: tl.constexpr,
+    STEP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """of_rows: [parts, 3, rows], a part for each STEP columns; of_columns: [blocks of rows, 3, columns]."""
+    block, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    row_end, column_end = first_row + rows, first_column + columns
+    row = first_row + block * BLOCK_M + tl.arange(0, BLOCK_M)
+    largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    positive = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(0, STEP, BLOCK_N):
+        column = first_column + part * STEP + start + tl.arange(0, BLOCK_N)
+        s, _ = _logits(query, key, temperature, row, row_end, column, column_end, features, BLOCK_D, WIDEN)
+        inside = _inside(row, row_end, column, column_end, DIAGONAL)
+        masked = tl.where(inside, s, float("-inf"))
+        before = largest
+        largest = tl.maximum(largest, tl.max(masked, 1))
+        m = _finite(largest)
+        total = total * tl.exp(before - m) + tl.sum(tl.exp(masked - m[:, None]), 1)
+        if TAGS != 0:
+            mine = _row_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS) & inside
+            positive += tl.sum(tl.where(mine, s, 0.0), 1)
+        if COLUMNS:
+            m = tl.max(masked, 0)
+            sums = of_columns + block * 3 * columns + (column - first_column)
+            tl.store(sums, m, column < column_end)
+            m = _finite(m)
+            tl.store(sums + columns, tl.sum(tl.exp(masked - m[None, :]), 0), column < column_end)
+            theirs = _column_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS) & inside
+            tl.store(sums + 2 * columns, tl.sum(tl.where(theirs, s, 0.0), 0), column < column_end)
+    sums = of_rows + part * 3 * rows + (row - first_row)
+    tl.store(sums, largest, row < row_end)
+    tl.store(sums + rows, total, row < row_end)
+    tl.store(sums + 2 * rows, positive, row < row_end)
+
+
+@triton.jit
+def gradient_kernel(
+    query, key, temperature, row_tags, column_tags,
+    row_lse, row_share, row_wanted, column_lse, column_share, column_wanted,
+    gradient, of_scale,
+    first_row, rows, first_column, columns, features,
+    TAGS: tl.constexpr, DIAGONAL: tl.constexpr, COLUMNS: tl.constexpr, WIDEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """gradient: [rows, columns]; of_scale: [blocks of columns, rows], sums of gradient times logit."""
+    block, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    row_end, column_end = first_row + rows, first_column + columns
+    row = first_row + block * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = first_column + part * BLOCK_N + tl.arange(0, BLOCK_N)
+    s, scale = _logits(query, key, temperature, row, row_end, column, column_end, features, BLOCK_D, WIDEN)
+    inside = _inside(row, row_end, column, column_end, DIAGONAL)
+    lse = tl.load(row_lse + row, row < row_end, float("inf"))
+    g = tl.load(row_share + row, row < row_end, 0.0)[:, None] * tl.exp(s - lse[:, None])
+    if COLUMNS:
+        lse = tl.load(column_lse + column, column < column_end, float("inf"))
+        g += tl.load(column_share + column, column < column_end, 0.0)[None, :] * tl.exp(s - lse[None, :])
+    if TAGS != 0:
+        mine = _row_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS)
+        g -= tl.where(mine, tl.load(row_wanted + row, row < row_end, 0.0)[:, None], 0.0)
+        if COLUMNS:
+            theirs = _column_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS)
+            g -= tl.where(theirs, tl.load(column_wanted + column, column < column_end, 0.0)[None, :], 0.0)
+    g = tl.where(inside, g * scale, 0.0)
+    tl.store(
+        of_scale + part * rows + (row - first_row), tl.sum(g * tl.where(inside, s, 0.0), 1), row < row_end
+    )
+    at = gradient + (row - first_row)[:, None] * columns + (column - first_column)[None, :]
+    tl.store(at, g, (row < row_end)[:, None] & (column < column_end)[None, :])
+
+
+class TritonTiles:
+    """Strips of the matrix; each is a launch of many programs."""
+
+    row_step, column_step = 1024, 8192  # 32 MiB of gradients in fp32
+    multiple, unit = 1, 1.0
+
+    def __init__(self, query: Tensor, temperature: Tensor) -> None:
+        self._temperature = temperature
+        self._widen = query.device.type == "cpu"
+        self.dscale = torch.zeros(len(query), dtype=torch.float64, device=query.device)
+
+    @staticmethod
+    def operand(x: Tensor) -> Tensor:
+        return x.contiguous()
+
+    def factor(self, operand: Tensor, given: torch.dtype) -> Tensor:
+        return operand.to(wide(given))
+
+    def add(
+        self,
+        query: Tensor,
+        key: Tensor,
+        place: Place,
+        rows: Sums,
+        columns: Sums | None,
+        positives: Positives | None,
+    ) -> None:
+        size = self._size(query, place)
+        _, height, _, width, _ = size
+        grid = (triton.cdiv(height, BLOCK_ROWS), triton.cdiv(width, COLUMNS_OF_PROGRAM))
+        of_rows = torch.empty((grid[1], 3, height), dtype=torch.float32, device=query.device)
+        parts = grid[0] if columns is not None else 0
+        of_columns = torch.empty((parts, 3, width), dtype=torch.float32, device=query.device)
+        tags, row_tags, column_tags = self._tags(positives)
+        forward_kernel[grid](
+            query, key, self._temperature, row_tags, column_tags, of_rows, of_columns, *size,
+            TAGS=tags, COLUMNS=columns is not None, STEP=COLUMNS_OF_PROGRAM, **self._constants(place),
+        )  # fmt: skip
+        _merge(rows, place.rows.first, of_rows)
+        if columns is not None:
+            _merge(columns, place.columns.first, of_columns)
+
+    def gradient(
+        self,
+        query: Tensor,
+        key: Tensor,
+        place: Place,
+        positives: Positives | None,
+        rows: Side,
+        columns: Side | None,
+    ) -> Tensor:
+        size = self._size(query, place)
+        _, height, _, width, _ = size
+        grid = (triton.cdiv(height, BLOCK_ROWS), triton.cdiv(width, BLOCK_COLUMNS))
+        gradient = torch.empty((height, width), dtype=torch.float32, device=query.device)
+        of_scale = torch.empty((grid[1], height), dtype=torch.float32, device=query.device)
+        tags, row_tags, column_tags = self._tags(positives)
+        other = rows if columns is None else columns  # not read
+        gradient_kernel[grid](
+            query, key, self._temperature, row_tags, column_tags,
+            rows.lse, rows.share, rows.wanted, other.lse, other.share, other.wanted,
+            gradient, of_scale, *size,
+            TAGS=tags, COLUMNS=columns is not None, **self._constants(place),
+        )  # fmt: skip
+        place.rows.of(self.dscale).add_(of_scale.double().sum(0))
+        return gradient
+
+    def _tags(self, positives: Positives | None) -> tuple[int, Tensor, Tensor]:
+        """How positives are told, and the rows' and columns' tags; what is not read is any tensor."""
+        p = positives
+        if p is None:
+            return NO_TAGS, self._temperature, self._temperature
+        if p.row_labels is not None and p.column_labels is not None:
+            return BY_LABEL, p.row_labels, p.column_labels
+        assert p.row_targets is not None
+        return BY_PLACE, p.row_targets, p.row_targets if p.column_targets is None else p.column_targets
+
+    @staticmethod
+    def _size(query: Tensor, place: Place) -> tuple[int, int, int, int, int]:
+        i, j = place.rows, place.columns
+        return i.first, i.end - i.first, j.first, j.end - j.first, query.shape[1]
+
+    def _constants(self, place: Place) -> dict[str, Any]:
+        return {
+            "DIAGONAL": place.without_diagonal,
+            "WIDEN": self._widen,
+            "BLOCK_M": BLOCK_ROWS,
+            "BLOCK_N": BLOCK_COLUMNS,
+            "BLOCK_D": BLOCK_FEATURES,
+            "num_warps": WARPS,
+        }
+
+
+def _merge(sums: Sums, first: int, parts: Tensor) -> None:
+    """Adds partial sums [parts, 3, n] to those from ``first`` on."""
+    known = sums.data[:, first : first + parts.shape[2]]
+    every = torch.cat((known.unsqueeze(0), parts.double()))
+    largest = every[:, 0].amax(0)
+    # 0 where nothing was seen yet: exp(-inf - 0) is 0.
+    factors = torch.exp(every[:, 0] - torch.where(largest == -torch.inf, 0.0, largest))
+    known[0] = largest
+    known[1] = (every[:, 1] * factors).sum(0)
+    known[2] = every[:, 2].sum(0)
+
+
+def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return tiled.forward(TritonTiles, *args)
+
+
+def backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return tiled.backward(TritonTiles, *args)

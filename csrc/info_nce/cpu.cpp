@@ -1,0 +1,309 @@
+// info_nce on CPU: what is done to a tile of products. Compiled once per instruction set.
+//
+// A row, or a strip of columns, is one work item, and its elements are summed in an order that depends on the tile
+// alone: fp32 side by side for at most kFlush terms, fp64 beyond.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <type_traits>
+
+#include "common/parallel.h"
+#include "info_nce/math.h"
+#include "info_nce/op.h"
+
+namespace cpl {
+namespace CPL_ISA {
+namespace {
+
+constexpr int64_t kFlush = 1024;
+constexpr int64_t kStrip = 128;  // columns that a work item takes: their sums stay in the L1 cache
+
+// A row of a tile, without the element that is left out.
+template <typename A>
+struct Row {
+  A* x;
+  int64_t place;    // of the query
+  int64_t columns;  // of the tile
+  int64_t skipped;  // its column in the tile, or -1
+
+  Row(const ProductTile& tile, int64_t i)
+      : x(static_cast<A*>(tile.data) + i * tile.stride), place(tile.first_row + i), columns(tile.columns), skipped(-1) {
+    const int64_t own = place - tile.first_column;
+    if (tile.without_diagonal && own >= 0 && own < columns) skipped = own;
+  }
+  // f(first, end) for pieces of at most kFlush elements.
+  template <typename F>
+  void pieces(const F& f) const {
+    const auto part = [&](int64_t first, int64_t end) {
+      for (; first < end; first += kFlush) f(first, std::min(end, first + kFlush));
+    };
+    if (skipped < 0) return part(0, columns);
+    part(0, skipped);
+    part(skipped + 1, columns);
+  }
+  // The element of that column of the whole matrix, or null.
+  A* at(int64_t column, const ProductTile& tile) const {
+    const int64_t j = column - tile.first_column;
+    return j >= 0 && j < columns && j != skipped ? x + j : nullptr;
+  }
+};
+
+template <typename A>
+A largest(const Row<A>& row) {
+  A best = -std::numeric_limits<A>::infinity();
+  row.pieces([&](int64_t first, int64_t end) {
+    const A* __restrict x = row.x;
+    A m = best;
+#pragma omp simd reduction(max : m)
+    for (int64_t j = first; j < end; ++j) m = x[j] > m ? x[j] : m;
+    best = m;
+  });
+  return best;
+}
+
+// The sum of the row's positive products.
+template <typename A>
+double positive_products(const Row<A>& row, const ProductTile& tile, const Positives& positives) {
+  double sum = 0;
+  if (positives.row_targets != nullptr) {
+    const A* const target = row.at(positives.row_targets[row.place], tile);
+    if (target != nullptr) sum = static_cast<double>(*target);
+  } else if (positives.row_labels != nullptr) {
+    const int32_t own = positives.row_labels[row.place];
+    const int32_t* __restrict labels = positives.column_labels + tile.first_column;
+    row.pieces([&](int64_t first, int64_t end) {
+      const A* __restrict x = row.x;
+      A s = 0;
+#pragma omp simd reduction(+ : s)
+      for (int64_t j = first; j < end; ++j) s += labels[j] == own ? x[j] : A(0);
+      sum += static_cast<double>(s);
+    });
+  }
+  return sum;
+}
+
+// max and sum, after terms that add up to `sum` at the maximum `max`.
+inline void merge(const Sums& sums, int64_t place, double max, double sum, double scale) {
+  sums.sum[place] = sums.sum[place] * std::exp((sums.max[place] - max) * scale) + sum;
+  sums.max[place] = max;
+}
+
+template <typename A>
+void rows(const ProductTile& tile, const Sums& sums, const Positives& positives, int threads) {
+  const A scale = static_cast<A>(tile.scale);
+  parallel_for(tile.rows, threads, 0, [&](int64_t i, char*) {
+    const Row<A> row(tile, i);
+    if (row.columns == (row.skipped >= 0)) return;  // nothing to compare with
+    sums.positive[row.place] += positive_products(row, tile, positives);
+    const A max = std::max(largest(row), static_cast<A>(sums.max[row.place]));
+    double sum = 0;
+    row.pieces([&](int64_t first, int64_t end) {
+      const A* __restrict x = row.x;
+      A s = 0;
+#pragma omp simd reduction(+ : s)
+      for (int64_t j = first; j < end; ++j) s += exp_below_one((x[j] - max) * scale);
+      sum += static_cast<double>(s);
+    });
+    merge(sums, row.place, static_cast<double>(max), sum, tile.scale);
+  });
+}
+
+template <typename A>
+void columns(const ProductTile& tile, const Sums& sums, const Positives& positives, int threads) {
+  const A scale = static_cast<A>(tile.scale);
+  const int64_t strips = (tile.columns + kStrip - 1) / kStrip;
+  parallel_for(strips, threads, 0, [&](int64_t strip, char*) {
+    const int64_t first = strip * kStrip, count = std::min(kStrip, tile.columns - first);
+    const A* const data = static_cast<const A*>(tile.data) + first;
+    const int64_t place = tile.first_column + first;
+    A max[kStrip], sum[kStrip], positive[kStrip];
+    std::fill_n(max, kStrip, -std::numeric_limits<A>::infinity());
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      const A* __restrict x = data + i * tile.stride;
+#pragma omp simd
+      for (int64_t j = 0; j < count; ++j) max[j] = x[j] > max[j] ? x[j] : max[j];
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      max[j] = std::max(max[j], static_cast<A>(sums.max[place + j]));
+      sums.sum[place + j] *= std::exp((sums.max[place + j] - static_cast<double>(max[j])) * tile.scale);
+      sums.max[place + j] = static_cast<double>(max[j]);
+    }
+    for (int64_t begin = 0; begin < tile.rows; begin += kFlush) {
+      std::fill_n(sum, kStrip, A(0));
+      std::fill_n(positive, kStrip, A(0));
+      for (int64_t i = begin; i < std::min(tile.rows, begin + kFlush); ++i) {
+        const A* __restrict x = data + i * tile.stride;
+#pragma omp simd
+        for (int64_t j = 0; j < count; ++j) sum[j] += exp_below_one((x[j] - max[j]) * scale);
+        // The tag of a column that is positive with this row.
+        const int32_t* tags = nullptr;
+        int32_t own = 0;
+        if (positives.column_targets != nullptr) {
+          tags = positives.column_targets + place;
+          own = static_cast<int32_t>(tile.first_row + i);
+        } else if (positives.column_labels != nullptr) {
+          tags = positives.column_labels + place;
+          own = positives.row_labels[tile.first_row + i];
+        }
+        if (tags == nullptr) continue;
+#pragma omp simd
+        for (int64_t j = 0; j < count; ++j) positive[j] += tags[j] == own ? x[j] : A(0);
+      }
+      for (int64_t j = 0; j < count; ++j) {
+        sums.sum[place + j] += static_cast<double>(sum[j]);
+        sums.positive[place + j] += static_cast<double>(positive[j]);
+      }
+    }
+  });
+}
+
+template <typename A>
+void whole_rows(const ProductTile& tile, const Sums& sums, const Positives& positives, const Side& side, double* dscale,
+                int threads) {
+  const A scale = static_cast<A>(tile.scale);
+  parallel_for(tile.rows, threads, 0, [&](int64_t i, char*) {
+    const Row<A> row(tile, i);
+    if (row.skipped >= 0) row.x[row.skipped] = A(0);
+    const A* const target = positives.row_targets == nullptr ? nullptr : row.at(positives.row_targets[row.place], tile);
+    const double positive = positive_products(row, tile, positives);
+    const A max = largest(row);
+    double sum = 0, weighted = 0;  // of exp(d), and of d exp(d), with d = scale * (product - max)
+    row.pieces([&](int64_t first, int64_t end) {
+      A* __restrict x = row.x;
+      A s = 0, w = 0;
+#pragma omp simd reduction(+ : s, w)
+      for (int64_t j = first; j < end; ++j) {
+        const A d = (x[j] - max) * scale;
+        const A e = exp_below_one(d);
+        x[j] = e;
+        s += e;
+        w += e > A(0) ? e * d : e;  // d may be -inf where e is 0
+      }
+      sum += static_cast<double>(s);
+      weighted += static_cast<double>(w);
+    });
+    sums.max[row.place] = static_cast<double>(max);
+    sums.sum[row.place] = sum;
+    sums.positive[row.place] = positive;
+    const A share = static_cast<const A*>(side.share)[row.place];
+    const A wanted = static_cast<const A*>(side.wanted)[row.place] * scale;
+    const A factor = share == A(0) ? A(0) : static_cast<A>(static_cast<double>(share) / sum) * scale;
+    const bool labelled = positives.row_labels != nullptr;
+    const int32_t own = labelled ? positives.row_labels[row.place] : 0;
+    const int32_t* __restrict labels = labelled ? positives.column_labels + tile.first_column : nullptr;
+    row.pieces([&](int64_t first, int64_t end) {
+      A* __restrict x = row.x;
+      if (labelled) {
+#pragma omp simd
+        for (int64_t j = first; j < end; ++j) x[j] = x[j] * factor - (labels[j] == own ? wanted : A(0));
+      } else {
+#pragma omp simd
+        for (int64_t j = first; j < end; ++j) x[j] *= factor;
+      }
+    });
+    if (target != nullptr) row.x[target - row.x] -= wanted;
+    // The sum of p * logit is scale * max + weighted / sum; the positives' logits weigh wanted each.
+    const double logits = static_cast<double>(share) * (static_cast<double>(max) * tile.scale + weighted / sum);
+    dscale[row.place] += share == A(0) ? 0 : (logits - static_cast<double>(wanted) * positive) * tile.scale;
+  });
+}
+
+enum class Tags { kNone, kLabels, kColumnTargets };
+
+template <Tags kTags, bool kColumns, typename A>
+void gradient(const ProductTile& tile, const Positives& positives, const Side& row_side, const Side& column_side,
+              double* dscale, int threads) {
+  const A scale = static_cast<A>(tile.scale);
+  const auto of_columns = [&](const void* data) { return static_cast<const A*>(data) + tile.first_column; };
+  parallel_for(tile.rows, threads, 0, [&](int64_t i, char*) {
+    const Row<A> row(tile, i);
+    const A lse = static_cast<const A*>(row_side.lse)[row.place];
+    const A share = static_cast<const A*>(row_side.share)[row.place] * scale;
+    const A wanted = static_cast<const A*>(row_side.wanted)[row.place] * scale;
+    const A* const target = positives.row_targets == nullptr ? nullptr : row.at(positives.row_targets[row.place], tile);
+    const A target_product = target == nullptr ? A(0) : *target;
+    const int32_t own = kTags == Tags::kLabels ? positives.row_labels[row.place] : static_cast<int32_t>(row.place);
+    const int32_t* __restrict tags = kTags == Tags::kLabels          ? positives.column_labels + tile.first_column
+                                     : kTags == Tags::kColumnTargets ? positives.column_targets + tile.first_column
+                                                                     : nullptr;
+    double sum = 0;
+    row.pieces([&](int64_t first, int64_t end) {
+      A* __restrict x = row.x;
+      const A* __restrict lses = kColumns ? of_columns(column_side.lse) : nullptr;
+      const A* __restrict shares = kColumns ? of_columns(column_side.share) : nullptr;
+      const A* __restrict all_wanted = kColumns ? of_columns(column_side.wanted) : nullptr;
+      A s = 0;
+#pragma omp simd reduction(+ : s)
+      for (int64_t j = first; j < end; ++j) {
+        const A logit = x[j] * scale;
+        A g = share * exp_below_one(logit - lse);
+        if constexpr (kColumns) g += scale * shares[j] * exp_below_one(logit - lses[j]);
+        if constexpr (kTags == Tags::kLabels) {
+          const A both = kColumns ? wanted + scale * all_wanted[j] : wanted;
+          g -= tags[j] == own ? both : A(0);
+        }
+        if constexpr (kTags == Tags::kColumnTargets) g -= tags[j] == own ? scale * all_wanted[j] : A(0);
+        x[j] = g;
+        s += g * logit;
+      }
+      sum += static_cast<double>(s);
+    });
+    if (row.skipped >= 0) row.x[row.skipped] = A(0);
+    if (target != nullptr) {
+      row.x[target - row.x] -= wanted;
+      sum -= static_cast<double>(wanted * (target_product * scale));
+    }
+    dscale[row.place] += sum;
+  });
+}
+
+template <bool kColumns, typename A>
+void gradient_of(const ProductTile& tile, const Positives& positives, const Side& row_side, const Side& column_side,
+                 double* dscale, int threads) {
+  if (positives.row_labels != nullptr) {
+    gradient<Tags::kLabels, kColumns, A>(tile, positives, row_side, column_side, dscale, threads);
+  } else if (kColumns && positives.column_targets != nullptr) {
+    gradient<Tags::kColumnTargets, kColumns, A>(tile, positives, row_side, column_side, dscale, threads);
+  } else {
+    gradient<Tags::kNone, kColumns, A>(tile, positives, row_side, column_side, dscale, threads);
+  }
+}
+
+// f(a null pointer of the type of the products)
+template <typename F>
+void choose(DType dtype, const F& f) {
+  if (dtype == DType::kFloat64) return f(static_cast<double*>(nullptr));
+  if (dtype == DType::kFloat32) return f(static_cast<float*>(nullptr));
+  throw std::invalid_argument("info_nce: products are fp32 or fp64");
+}
+
+}  // namespace
+
+void info_nce_rows(const ProductTile& tile, const Sums& sums, const Positives& positives, int threads) {
+  choose(tile.dtype, [&](auto* type) { rows<std::remove_pointer_t<decltype(type)>>(tile, sums, positives, threads); });
+}
+
+void info_nce_columns(const ProductTile& tile, const Sums& sums, const Positives& positives, int threads) {
+  choose(tile.dtype,
+         [&](auto* type) { columns<std::remove_pointer_t<decltype(type)>>(tile, sums, positives, threads); });
+}
+
+void info_nce_whole_rows(const ProductTile& tile, const Sums& sums, const Positives& positives, const Side& rows,
+                         double* dscale, int threads) {
+  choose(tile.dtype, [&](auto* type) {
+    whole_rows<std::remove_pointer_t<decltype(type)>>(tile, sums, positives, rows, dscale, threads);
+  });
+}
+
+void info_nce_gradient(const ProductTile& tile, const Positives& positives, const Side& rows, const Side& columns,
+                       double* dscale, int threads) {
+  choose(tile.dtype, [&](auto* type) {
+    using A = std::remove_pointer_t<decltype(type)>;
+    if (columns.lse != nullptr) return gradient_of<true, A>(tile, positives, rows, columns, dscale, threads);
+    gradient_of<false, A>(tile, positives, rows, columns, dscale, threads);
+  });
+}
+
+}  // namespace CPL_ISA
+}  // namespace cpl

@@ -1,0 +1,67 @@
+// info_nce: what its CPU kernels are called with.
+//
+// Python multiplies a tile of queries by a tile of keys (torch's GEMM); these kernels do the rest of the work on
+// the tile of products while it is in cache. Nothing of the size of the whole matrix is ever there.
+#pragma once
+
+#include "common/dtype.h"
+#include "common/isa.h"
+
+namespace cpl {
+
+// Products <query, key> of neighbouring queries and keys. A logit is a product times scale.
+struct ProductTile {
+  void* data;  // [rows, columns], fp32 or fp64, the columns of a row side by side
+  int64_t rows;
+  int64_t columns;
+  int64_t stride;     // from one row to the next
+  int64_t first_row;  // places of the first query and the first key: all arrays below begin at 0
+  int64_t first_column;
+  bool without_diagonal;  // the keys are the queries, and none is compared with itself
+  double scale;           // 1 / temperature
+  DType dtype;
+};
+
+// What is known of each row (or column) from the tiles seen so far, in products: scale comes last, so that what is
+// equal cancels exactly. sum = sum of exp(scale * (product - max)).
+struct Sums {
+  double* max;       // -inf where none was seen
+  double* sum;       // 0 at first
+  double* positive;  // sum of the products of its positives, 0 at first
+};
+
+// Which pairs are positive: by place or by label, whichever is not null. No place or label of a pair that is none
+// is equal: -1 for a row and -2 for a column.
+struct Positives {
+  const int32_t* row_targets;     // the column of the row's positive
+  const int32_t* column_targets;  // the row of the column's positive
+  const int32_t* row_labels;
+  const int32_t* column_labels;
+};
+
+// One side of a gradient: with lse the log-sum-exp of row i (+inf: it does not count),
+//   d loss / d logit = share * exp(logit - lse) - (wanted if the pair is positive), both times scale.
+// The arrays are of the tile's dtype.
+struct Side {
+  const void* lse;
+  const void* share;
+  const void* wanted;
+};
+
+// Adds a tile to the sums of its rows, or of its columns.
+CPL_DECLARE_PER_ISA(void info_nce_rows(const ProductTile& tile, const Sums& sums, const Positives& positives,
+                                       int threads))
+CPL_DECLARE_PER_ISA(void info_nce_columns(const ProductTile& tile, const Sums& sums, const Positives& positives,
+                                          int threads))
+
+// For a tile that holds its rows whole: their sums, and the gradient of the loss by the products over the products.
+// dscale: to it is added, for each row, the sum of gradient * product * scale. The sides are those of the rows,
+// whose lse is not read.
+CPL_DECLARE_PER_ISA(void info_nce_whole_rows(const ProductTile& tile, const Sums& sums, const Positives& positives,
+                                             const Side& rows, double* dscale, int threads))
+
+// The gradient by the products over the products. columns.lse may be null: one direction.
+CPL_DECLARE_PER_ISA(void info_nce_gradient(const ProductTile& tile, const Positives& positives, const Side& rows,
+                                           const Side& columns, double* dscale, int threads))
+
+}  // namespace cpl

@@ -1,0 +1,49 @@
+"""info_nce compiled without a GPU: for which calls, and what its kernels may take (see triton_aot.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+
+from tests.kernels.triton_aot import Limit
+
+# A program has 8 warps: on NVIDIA another one loads while it computes. On gfx942 the forward takes one register more
+# than two programs would leave it, and spills seven.
+TRITON_LIMITS = {"forward_kernel": Limit(warps=8, spilled=8), "gradient_kernel": Limit(warps=16)}
+
+SIZES = {
+    (4096, 4096, 128): "CLIP",
+    (1000, 1003, 33): "odd sizes: no stride is divisible by 16",
+    (2048, 2048, 1024): "the most features that are usual",
+}
+DTYPES = (torch.float32, torch.bfloat16)  # the two sizes: float16 is multiplied as bfloat16 is
+
+
+def _call(size: tuple[int, int, int], dtype: torch.dtype, kind: str) -> Callable[[ModuleType], object]:
+    def run(kernels: ModuleType) -> object:
+        queries, keys, features = size
+        query, key = (torch.empty(n, features, dtype=dtype, device="meta") for n in (queries, keys))
+        temperature = torch.empty((), device="meta")
+        labels = [torch.empty(n, dtype=torch.int64, device="meta") for n in (queries, keys)]
+        symmetric, ignore = kind != "one direction", -100
+        inputs = {
+            "one direction": (query, key, None, None, None, None),
+            "symmetric": (query, key, None, None, *labels),
+            "SupCon": (query, None, key, None, labels[0], labels[0]),
+        }[kind]
+        outputs = kernels.forward(*inputs, temperature, symmetric, ignore, "mean")
+        return kernels.backward(
+            outputs[0], *inputs, temperature, *outputs[1:], symmetric, ignore, "mean", True, True, True
+        )
+
+    return run
+
+
+TRITON_CALLS = {
+    f"{'x'.join(map(str, size))}-{str(dtype)[6:]}-{kind}": _call(size, dtype, kind)
+    for size in SIZES
+    for dtype in DTYPES
+    for kind in ("symmetric", "one direction", "SupCon")
+}

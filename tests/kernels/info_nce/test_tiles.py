@@ -1,0 +1,189 @@
+"""What goes by tiles in info_nce: borders between them, and gradients that come with the forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import cpl_kernels
+from cpl_kernels import core
+from cpl_kernels.info_nce import native, op
+from tests.kernels.info_nce.spec import IGNORE, SPEC
+from tests.kernels.spec import Case
+from tests.kernels.targets import Target, check, on
+
+pytestmark = pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
+
+
+@pytest.fixture
+def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2 rows and 3 columns: every case of the matrix then has many, and borders anywhere."""
+    monkeypatch.setattr(native.NativeTiles, "row_step", 2)
+    monkeypatch.setattr(native.NativeTiles, "column_step", 3)
+    monkeypatch.setattr(native.NativeTiles, "multiple", 1)
+    monkeypatch.setattr(native, "WHOLE", 1)
+
+
+@pytest.fixture(params=[True, False], ids=["kept", "made again"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether tiles are kept for gradients with the forward, as those of small calls are."""
+    if not request.param:
+        monkeypatch.setattr(op, "AT_ONCE", -1)
+    return request.param
+
+
+@pytest.mark.usefixtures("tiny_tiles", "kept")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", SPEC.cases + SPEC.small, ids=lambda case: case.name)
+def test_every_case_in_tiny_tiles(case: Case, dtype: torch.dtype) -> None:
+    check(SPEC, case, Target("native", "native"), case.inputs(dtype), dtype)
+
+
+def rows(count: int, features: int = 24, seed: int = 0) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, features, generator=rng, dtype=torch.float64))
+
+
+def integers(high: int, count: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, high, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+# More rows than 2 tiles have (256) and more columns (1024), which is also where sums go over to fp64.
+MANY = {
+    "one direction": {"key": rows(1300, seed=1)},
+    "targets and queue": {
+        "key": rows(700, seed=1),
+        "targets": integers(700, 520).masked_fill(integers(5, 520) == 0, IGNORE),
+        "queue": rows(1500, seed=2),
+    },
+    "symmetric": {"key": rows(520, seed=1), "symmetric": True, "queue": rows(1030, seed=2)},
+    "labels": {
+        "key": rows(1100, seed=1),
+        "query_labels": integers(90, 520),
+        "key_labels": integers(100, 1100, seed=1),
+        "symmetric": True,
+    },
+    "labels, one direction": {
+        "key": rows(1100, seed=1),
+        "query_labels": integers(90, 520),
+        "key_labels": integers(100, 1100, seed=1),
+        "queue": rows(50, seed=2),
+    },
+    "SimCLR": {"targets": torch.arange(520).roll(260)},
+    "SupCon": {"query_labels": integers(60, 520) * 2**40, "queue": rows(70, seed=2)},
+    "SupCon symmetric": {"query_labels": integers(60, 520), "queue": rows(70, seed=2), "symmetric": True},
+}
+
+
+def evaluate(
+    arrangement: dict[str, Any], dtype: torch.dtype, backend: str, reduction: str, query: Tensor | None = None
+) -> list[Tensor]:
+    """Loss and the gradients of all that has one."""
+    made = {
+        name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in {"query": rows(520) if query is None else query, **arrangement}.items()
+    }
+    leaves = [made[name].clone().requires_grad_() for name in ("query", "key") if name in made]
+    made |= dict(zip(("query", "key"), leaves, strict=False))
+    t = torch.tensor(0.07, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
+    loss = cpl_kernels.info_nce(**made, temperature=t, reduction=reduction, backend=backend)
+    dloss = torch.linspace(1, 2, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
+    return [loss.detach(), *torch.autograd.grad(loss, [*leaves, t], dloss)]
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", MANY)
+def test_many_tiles(name: str, reduction: str) -> None:
+    """No further from fp64 than torch's formula in fp32 is, but for the order of sums; and the same in fp64."""
+    if reduction == "none" and name == "labels":
+        pytest.skip(reason="symmetric with B != M has no loss per pair")
+    gold = evaluate(MANY[name], torch.float64, "reference", reduction)
+    exact = evaluate(MANY[name], torch.float64, "native", reduction)
+    same = evaluate(MANY[name], torch.float32, "reference", reduction)
+    got = evaluate(MANY[name], torch.float32, "native", reduction)
+    for ours, wide, theirs, expected in zip(got, exact, same, gold, strict=True):
+        torch.testing.assert_close(wide, expected, rtol=1e-12, atol=1e-13)
+        largest = expected.abs().max()
+        error, allowed = (x.double().sub(expected).abs().max() for x in (ours, theirs))
+        assert error <= allowed + 4e-7 * largest, f"{error} against {allowed} of {largest}"
+
+
+@on("info_nce")
+@pytest.mark.parametrize("place", ["query", "key"])
+def test_nan_is_not_lost(target: Target, place: str) -> None:
+    query, key = rows(5), rows(6, seed=1)
+    (query if place == "query" else key)[2, 0] = torch.nan
+    query, key = query.float().requires_grad_(), key.float().requires_grad_()
+    for reduction in ("none", "mean"):
+        loss = cpl_kernels.info_nce(query, key, reduction=reduction, backend=target.backend)
+        (grad,) = torch.autograd.grad(loss.sum(), query)
+        if reduction == "none":
+            assert loss.isnan().tolist() == [place == "key" or i == 2 for i in range(5)]
+        assert grad[2].isnan().all()
+
+
+def test_gradients_at_once_are_those_of_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one direction", "targets and queue", "labels, one direction", "labels", "SimCLR"):
+        at_once = evaluate(MANY[name], torch.float32, "native", "mean")
+        with monkeypatch.context() as patch:
+            patch.setattr(op, "had_at_once", lambda *_: False)
+            later = evaluate(MANY[name], torch.float32, "native", "mean")
+        for a, b in zip(at_once, later, strict=True):
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_at_once_are_rounded_once() -> None:
+    """Of fp16: kept in fp32 until the loss's gradient has come in."""
+    half = [rows(40).half().requires_grad_(), rows(50, seed=1).half()]
+    loss = cpl_kernels.info_nce(*half, backend="native")
+    (grad,) = torch.autograd.grad(loss, half[0], torch.tensor(1 / 3))
+    wide = half[0].detach().double().requires_grad_()
+    (gold,) = torch.autograd.grad(cpl_kernels.info_nce(wide, half[1].double()) / 3, wide)
+    torch.testing.assert_close(grad, gold.half(), rtol=2**-10, atol=2**-24)  # an ulp: gold may lie halfway
+
+
+@pytest.mark.parametrize("multiplies_bf16", [False, True])
+@pytest.mark.parametrize("name", ["one direction", "symmetric", "SimCLR"])
+def test_bf16(name: str, multiplies_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is that of the rounded vectors to fp32, and gradients are nearer to gold than torch's in bf16."""
+    monkeypatch.setattr(native, "_multiplies_bf16", lambda: multiplies_bf16)
+    monkeypatch.setattr(native, "BF16_FROM", 0)
+    half = {k: v.bfloat16().double() if k in ("key", "queue") else v for k, v in MANY[name].items()}
+    gold = evaluate(half, torch.float64, "reference", "mean", rows(520).bfloat16())
+    got = evaluate(half, torch.bfloat16, "native", "mean", rows(520).bfloat16())
+    torch.testing.assert_close(got[0].double(), gold[0], rtol=1e-6, atol=0)
+    for ours, expected, theirs in zip(got[1:-1], gold[1:-1], in_bf16(half), strict=True):
+        error, allowed = ((x.double() - expected).norm() for x in (ours, theirs))
+        # Where nothing but the end is rounded, half an ulp of the largest element is no error.
+        assert error <= (allowed if multiplies_bf16 else 2**-8 * expected.norm())
+
+
+def in_bf16(arrangement: dict[str, Any]) -> list[Tensor]:
+    """Gradients as torch makes them of bf16 vectors: products and logits in bf16, cross-entropy in fp32."""
+    query = rows(520).bfloat16().requires_grad_()
+    if "targets" in arrangement:
+        logits = (query @ query.T / 0.07).fill_diagonal_(-torch.inf)
+        return list(torch.autograd.grad(F.cross_entropy(logits.float(), arrangement["targets"]), [query]))
+    key, place = arrangement["key"].bfloat16().requires_grad_(), torch.arange(520)
+    logits = (query @ key.T / 0.07).float()
+    if "queue" not in arrangement:
+        return list(torch.autograd.grad(F.cross_entropy(logits, place), [query, key]))
+    more = (query @ arrangement["queue"].bfloat16().T / 0.07).float()
+    rows_ = F.cross_entropy(torch.cat((logits, more), 1), place)
+    return list(torch.autograd.grad((rows_ + F.cross_entropy(logits.T, place)) / 2, [query, key]))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_keeps_no_matrix(symmetric: bool, kept: bool) -> None:
+    query, key = rows(64, 4).float().requires_grad_(), rows(64, 4, seed=1).float().requires_grad_()
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        cpl_kernels.info_nce(query, key, symmetric=symmetric, backend="native")
+    gradients = 2 * 64 * 4 if kept or not symmetric else 0
+    assert sum(t.numel() for t in saved) <= 2 * 64 * 4 + 4 * 64 + 1 + gradients + 1
