@@ -24,6 +24,7 @@ from cpl_kernels.info_nce.tiles import Place, Side, Sums, round_up
 # Products of a tile of whole rows: they stay in the L3 cache, and each of torch's products is long enough that the
 # threads' meeting at its end counts for little.
 WHOLE = 2**21
+LEAST_ROWS = 256  # of such a tile: fewer make slow products
 BF16_FROM = 2**14  # elements of query: with fewer, rounding gradients costs more than their products
 
 
@@ -54,7 +55,7 @@ class NativeTiles:
     """One buffer for all tiles of a call, or with ``keep`` one for each, and the kernels that work on them."""
 
     # Of a tile: its products stay in the L2 caches. (Whole rows have all columns.)
-    row_step, column_step, multiple = 256, 1024, 16
+    row_step, column_step, multiple = 512, 1024, 16
 
     def __init__(self, query: Tensor, temperature: Tensor, keep: bool = False) -> None:
         self.unit = 1 / float(temperature)
@@ -78,8 +79,7 @@ class NativeTiles:
         return operand.to(given) if narrow else operand
 
     def rows_of_whole(self, columns: int) -> int:
-        # Fewer than row_step make slow products.
-        return max(self.row_step, round_up(WHOLE // columns, self.multiple))
+        return max(LEAST_ROWS, round_up(WHOLE // columns, self.multiple))
 
     def add(
         self,

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BEC
 def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 2 rows and 3 columns: every case of the matrix then has many, and borders anywhere."""
     monkeypatch.setattr(native.NativeTiles, "row_step", 2)
+    monkeypatch.setattr(native, "LEAST_ROWS", 2)
     monkeypatch.setattr(native.NativeTiles, "column_step", 3)
     monkeypatch.setattr(native.NativeTiles, "multiple", 1)
     monkeypatch.setattr(native, "WHOLE", 1)
@@ -52,7 +53,7 @@ def integers(high: int, count: int, seed: int = 0) -> Tensor:
     return torch.randint(0, high, (count,), generator=torch.Generator().manual_seed(seed))
 
 
-# More rows than 2 tiles have (256) and more columns (1024), which is also where sums go over to fp64.
+# More rows than a tile has (512) and more columns (1024), which is also where sums go over to fp64.
 MANY = {
     "one direction": {"key": rows(1300, seed=1)},
     "targets and queue": {
