@@ -56,6 +56,12 @@ SPEC = OpSpec(
         case("one channel per head", "attention is 1", 3, (2, 9, 4, 3)),
         case("pixel", "cosines are 1 or -1", 2, (2, 12, 1, 1)),
         case("beyond", "one pixel beyond a tile of 128, odd channels", 2, (1, 6 * 11, 1, 129)),
+        case(
+            "wide",
+            "one head of more channels than a tile of 64, in two steps of 32 pixels",
+            1,
+            (1, 3 * 70, 3, 11),
+        ),
         case("sharp", "one attention has nearly all", 2, (2, 12, 4, 4), temperature=30.0),
         case("large values", "their squares end fp16", 2, (2, 12, 4, 4), scale=1e3),
         case("no images", "sums over nothing", 2, (0, 12, 3, 3)),
