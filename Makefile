@@ -22,11 +22,13 @@ export CPL_CUDA_ARCHS ?= 80-virtual
 # Without an NVIDIA driver the CUDA kernels could not run; they are left out of the set-up. `make package` builds them.
 WITHOUT_CUDA := $(if $(wildcard /dev/nvidia* /dev/dxg),0,1)
 
-# Versions come from constraints.txt: an unpinned torch could bring gigabytes of CUDA packages.
+# Versions come from constraints.txt: an unpinned torch could bring gigabytes of CUDA packages. lightly, which a test
+# compares a loss with, comes alone: of what it asks for, torchvision does not import with this torch.
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(CORE_SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	CPL_SKIP_CUDA=$${CPL_SKIP_CUDA:-$(WITHOUT_CUDA)} \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps lightly
 	@touch $@
 
 demo: $(INSTALLED)  ## Train a small model on bundled photos, restore held-out ones, show pictures and figures
