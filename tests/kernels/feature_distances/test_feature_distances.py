@@ -154,13 +154,19 @@ def test_both_in_a_layout(target: targets.Target, how: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_results_that_are_written_past_the_caches(dtype: torch.dtype, normalize: bool) -> None:
-    """From 24 MiB on; odd sizes, so that a tile begins in the middle of a cache line. Every element is compared."""
+    """From 24 MiB on; odd sizes, so that a tile begins in the middle of a cache line. Every element is compared.
+
+    Normalised values of millions of elements come within a rounding of each other somewhere, where the slope of the
+    absolute difference jumps; so the squared one is taken there.
+    """
+    torch.manual_seed(0)
+    power = 2 if normalize else 1
     height = 2**20 // dtype.itemsize // 201
     anchor, others = torch.randn(1, 25, height, 201).to(dtype), torch.randn(1, 1, 25, height, 201).to(dtype)
     dy = torch.full((1, 1), float(anchor.numel()))
     assert anchor.nbytes > 24 * 2**20
     got, expected = (
-        module.backward(dy, anchor, others, 1, normalize, True, True) for module in (native, reference)
+        module.backward(dy, anchor, others, power, normalize, True, True) for module in (native, reference)
     )
     tolerances = {"rtol": 0.01, "atol": 1e-4} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
     for mine, theirs in zip(got, expected, strict=True):  # of size 1, or 1/5 if normalised; a rounding apart
