@@ -13,14 +13,16 @@ from types import ModuleType
 
 import torch
 
+from cpl_kernels.checks import switched_on
+
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}  # common/dtype.h
 
 REBUILD = "pip install --force-reinstall --no-deps cpl-kernels (from a checkout: pip install -e .)"
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    if os.environ.get("CPL_SKIP_EXT") == "1":
-        return None, "CPL_SKIP_EXT=1 is set"
+    if switched_on("CPL_SKIP_EXT"):
+        return None, f"CPL_SKIP_EXT={os.environ['CPL_SKIP_EXT']} is set"
     try:
         return importlib.import_module("cpl_kernels._core"), ""
     except ModuleNotFoundError:

@@ -84,7 +84,8 @@ def test_bad_environment_is_one_clear_error() -> None:
     assert "ValueError: CPL_BACKEND='layer_norm2d=fast': backend must be one of" in done.stderr
 
 
-def test_without_the_core_everything_still_runs_and_says_why() -> None:
+@pytest.mark.parametrize("value", ["1", "yes"])  # as setup.py reads it
+def test_without_the_core_everything_still_runs_and_says_why(value: str) -> None:
     code = (
         "import torch, cpl_kernels\n"
         "print(cpl_kernels.layer_norm2d(torch.ones(1, 2, 3, 3), torch.ones(2)).shape)\n"
@@ -92,11 +93,11 @@ def test_without_the_core_everything_still_runs_and_says_why() -> None:
         "try: cpl_kernels.layer_norm2d(torch.ones(1, 2, 3, 3), torch.ones(2), backend='native')\n"
         "except RuntimeError as error: print(error)\n"
     )
-    done = python(code, CPL_SKIP_EXT="1")
+    done = python(code, CPL_SKIP_EXT=value)
     assert done.returncode == 0, done.stderr
     shape, config, error = done.stdout.splitlines()
     assert shape == "torch.Size([1, 2, 3, 3])"
-    assert config == "the native core is missing: CPL_SKIP_EXT=1 is set"
+    assert config == f"the native core is missing: CPL_SKIP_EXT={value} is set"
     assert "backend 'native' cannot serve this call: the native core is missing" in error
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from cpl.errors import CplError
 from cpl.models import load_checkpoint
-from cpl.training import Trainer, load_preset, stored_config
+from cpl.training import Trainer, load_preset, stored_config, trainer
 from cpl.training.checkpoints import read_state
 from cpl.training.progress import read_metrics
 from cpl.training.trainer import RunResult
@@ -86,6 +86,15 @@ def test_a_run_leaves_models_logs_and_its_configuration(tmp_path: Path) -> None:
     assert load_preset(run / "config.yaml") == stored_config(run)
     assert "step 2/6  loss" in text.getvalue()
     assert "images/s" in text.getvalue()
+
+
+def test_what_makes_a_step_fast_on_a_cpu_is_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freed memory is kept, and AdamW is one kernel: neither shows in any result."""
+    kept: list[bool] = []
+    monkeypatch.setattr(trainer, "keep_freed_memory", lambda: kept.append(True))
+    run = train(tmp_path / "run", *QUICK).run_dir
+    assert kept == [True]
+    assert all(group["fused"] for group in newest(run)["optimizer"]["param_groups"])
 
 
 def test_the_model_file_holds_the_average_and_the_state_both(tmp_path: Path) -> None:
