@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch import Tensor
 
 import cpl_kernels
 from benchmarks import idle
+from benchmarks.facts import facts
 from cpl_kernels.core import core
 
 CALLS, ROUNDS = 200, 25
@@ -153,13 +153,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu_call_cost.json"))
     parser.add_argument("--only", nargs="+", choices=list(OPS), default=list(OPS), metavar="OP")
     args = parser.parse_args(argv)
-    idle.check()
+    idle.require()
     torch.set_num_threads(1)
-    report = cpl_kernels.config()
-    kept = {key: report[key] for key in ("versions", "commit", "native_core")}
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    result = {"family": "cpu", "date": date, **kept, "machine_was": idle.state()}
-    args.out.write_text(json.dumps({**result, "microseconds": rows(args.only)}, indent=1) + "\n")
+    result = {"family": "cpu", **facts(), "microseconds": rows(args.only)}
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-import cpl_kernels
 from benchmarks import idle, rows
+from benchmarks.facts import facts
 
 THREADS = 2  # the machine that the aims are written for
 
@@ -45,9 +45,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:
     """Versions and commit beside the figures: a number without them cannot be made again. No single timings:
     the medians, the quartiles and the paired ratios are what is read."""
-    report = cpl_kernels.config()
-    kept = {key: report[key] for key in ("versions", "commit", "native_core", "threads")}
-    output_json["cpl"] = {**kept, "machine_was": idle.state()}
+    output_json["cpl"] = facts()
     for benchmark in output_json["benchmarks"]:
         benchmark["stats"].pop("data", None)
         for key in ("fullname", "fullfunc", "params", "param", "options"):

@@ -19,7 +19,6 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -29,6 +28,7 @@ from torch import Tensor
 import cpl
 import cpl_kernels
 from benchmarks import harness, idle
+from benchmarks.facts import facts
 from cpl.losses import ContrastivePromptRegularization
 from cpl.nn.prompt import NegativeDraw
 
@@ -100,14 +100,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu_cpr_step.json"))
     parser.add_argument("--batch", type=int, default=1)
     args = parser.parse_args()
-    try:
-        idle.check()
-    except idle.BusyError as error:
-        sys.exit(str(error))
+    idle.require()
     torch.set_num_threads(THREADS)
     harness.LONG_SECONDS = MOST_SECONDS  # a difference of two needs all its rounds
     times = harness.interleaved(steps(*losses(args.batch)))
-    report = cpl_kernels.config()
     rows = []
     for name, taken in times.items():
         row = {"name": name, "seconds": statistics.median(taken), "rounds": len(taken)}
@@ -117,9 +113,7 @@ def main() -> None:
         rows.append(row)
         print(json.dumps(row), file=sys.stderr)
     result = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **{key: report[key] for key in ("versions", "commit", "native_core", "threads")},
-        "machine_was": idle.state(),
+        **facts(),
         "step": {"model": MODEL, "batch": args.batch, "side": SIDE, "negatives": NEGATIVES},
         "rows": rows,
     }

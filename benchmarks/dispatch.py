@@ -15,7 +15,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cpl_kernels
+from benchmarks import idle
+from benchmarks.facts import facts
 from cpl_kernels import backends, dispatch
 
 SECONDS, LEAST_ROUNDS = 0.3, 9  # per case and, together, all its backends
@@ -162,14 +163,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu_dispatch.json"))
     parser.add_argument("--only", nargs="+", choices=list(OPS), default=list(OPS), metavar="OP")
     args = parser.parse_args(argv)
+    idle.require()
     torch.set_num_threads(THREADS)
-    report = cpl_kernels.config()
-    result = {
-        "family": "cpu",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **{key: report[key] for key in ("versions", "commit", "native_core", "threads")},
-        "cases": cases(args.only),
-    }
+    result = {"family": "cpu", **facts(), "cases": cases(args.only)}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -7,6 +7,7 @@ paired ratios are nonsense.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,14 @@ def check() -> None:
             f"the machine is busy ({share:.0%} of its cores' time), so timings would mean nothing; wait until it "
             f"is idle, or set {VARIABLE}=1 to measure all the same (the result will say so)"
         )
+
+
+def require() -> None:
+    """``check`` for a command: its message and exit status 1, no traceback."""
+    try:
+        check()
+    except BusyError as error:
+        sys.exit(str(error))
 
 
 def state() -> str:

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import cpl_kernels
 from benchmarks import memory
 from benchmarks.bench_info_nce import naive
 from benchmarks.contrastive import TEMPERATURE
+from benchmarks.facts import facts
 
 FEATURES, BATCHES = 128, (4096, 16384, 65536)
 COPIES = 4  # of the logits that torch's form holds at once at most: as divided, as softmax, and two gradients
@@ -90,12 +90,8 @@ def main() -> None:
         for name in IMPLEMENTATIONS:
             rows.append(row(name, batch))
             print(json.dumps(rows[-1]), file=sys.stderr)
-    report = cpl_kernels.config()
-    kept = {key: report[key] for key in ("versions", "commit", "native_core")}
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    args.out.write_text(
-        json.dumps({"date": date, **kept, "threads": memory.THREADS, "rows": rows}, indent=1) + "\n"
-    )
+    result = {**facts(), "threads": memory.THREADS, "rows": rows}
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

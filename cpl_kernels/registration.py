@@ -33,23 +33,20 @@ Impl = Callable[..., Any]
 _PLAIN = (Tensor, torch.nn.Parameter)  # subclasses have ways of their own to be called
 
 
-def _watched() -> bool:
-    """Whether every call must go through the dispatcher, because someone there may want to see it."""
-    return bool(
+def _watched(args: tuple[Any, ...]) -> bool:
+    """Whether this call must go through the dispatcher, because someone there may want to see it."""
+    if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
         or torch.autograd.profiler._is_profiler_enabled  # a profile names the ops
-    )
-
-
-def _plain(args: tuple[Any, ...]) -> bool:
-    """Whether all tensors here are torch's own, with memory. A loop: ``any`` takes twice as long on so few."""
-    for a in args:  # noqa: SIM110
+    ):
+        return True
+    for a in args:  # noqa: SIM110 -- any() takes twice as long on so few
         if isinstance(a, Tensor) and (type(a) not in _PLAIN or not (a.is_cpu or a.is_cuda)):
-            return False
-    return True
+            return True
+    return False
 
 
 def _requires_grad(args: tuple[Any, ...]) -> bool:
@@ -69,7 +66,7 @@ def register(name: str, schema: str, *, impl: Impl, fake: Impl) -> Impl:
     """
     impl = autocast.off(impl)
     _define(name, schema, impl, fake)
-    return lambda *args: getattr(NAMESPACE, name)(*args) if _watched() or not _plain(args) else impl(*args)
+    return lambda *args: getattr(NAMESPACE, name)(*args) if _watched(args) else impl(*args)
 
 
 def register_differentiable(
@@ -145,7 +142,7 @@ def register_differentiable(
         )
 
         def call(*args: Any) -> Any:
-            if _watched() or not _plain(args):
+            if _watched(args):
                 return getattr(NAMESPACE, op_name)(*args)
             return direct(*args) if _requires_grad(args) else op_impl(*args)
 

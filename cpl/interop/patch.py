@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections import Counter
 from dataclasses import dataclass
 
@@ -90,8 +89,6 @@ def patch(model: nn.Module) -> PatchReport:
                 patched.append((name, layout.kind))
             else:
                 left.append((name, layout.kind, why))
-    if patched:
-        _recompile(model)
     return PatchReport(tuple(patched), tuple(left))
 
 
@@ -106,8 +103,6 @@ def unpatch(model: nn.Module) -> int:
         if before is not None:
             module.forward = before
         count += 1
-    if count:
-        _recompile(model)
     return count
 
 
@@ -150,10 +145,3 @@ def _stranger(module: nn.Module, channels: int, like: Tensor) -> tuple[nn.Module
         p.add_(0.1 * torch.randn(p.shape, generator=numbers).to(p))
     batch, height, width = _SIZE
     return stranger, torch.randn(batch, channels, height, width, generator=numbers).to(like)
-
-
-def _recompile(model: nn.Module) -> None:
-    """What torch.compile made before holds the computation of before."""
-    dynamo = sys.modules.get("torch._dynamo")  # never imported: nothing was compiled
-    if dynamo is not None and any(isinstance(m, dynamo.OptimizedModule) for m in model.modules()):
-        dynamo.reset()

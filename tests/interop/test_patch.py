@@ -182,8 +182,14 @@ def test_with_torch_compile(first: str) -> None:
     else:
         compiled(x)
         assert cpl.patch(compiled).patched  # type: ignore[arg-type]
-    torch._dynamo.reset()
     torch.testing.assert_close(compiled(x), right, rtol=1e-4, atol=1e-5)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        compiled(x)
+    assert "cpl_kernels::channel_attention" in {event.key for event in profile.key_averages()}
+    cpl.unpatch(made)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        torch.testing.assert_close(compiled(x), right)
+    assert not any(event.key.startswith("cpl_kernels::") for event in profile.key_averages())
 
 
 @pytest.fixture

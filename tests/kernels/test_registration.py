@@ -48,8 +48,8 @@ def test_transforms_never_see_the_direct_way(inside: str) -> None:
     seen: list[bool] = []
     watched = registration._watched
 
-    def spy() -> bool:
-        seen.append(watched())
+    def spy(args: tuple[object, ...]) -> bool:
+        seen.append(watched(args))
         return seen[-1]
 
     def function(x: Tensor) -> Tensor:
