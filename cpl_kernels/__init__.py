@@ -10,6 +10,7 @@ from cpl_kernels.aggregate_prompts import aggregate_prompts
 from cpl_kernels.backends import BackendError, config, show_config, use_backend
 from cpl_kernels.channel_attention import channel_attention
 from cpl_kernels.checks import NonFiniteError
+from cpl_kernels.dwconv import dwconv
 from cpl_kernels.feature_distances import feature_distances
 from cpl_kernels.gated_dwconv import gated_dwconv
 from cpl_kernels.info_nce import info_nce
@@ -25,6 +26,7 @@ __all__ = [
     "aggregate_prompts",
     "channel_attention",
     "config",
+    "dwconv",
     "feature_distances",
     "gated_dwconv",
     "info_nce",

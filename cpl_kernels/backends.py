@@ -34,6 +34,7 @@ OPS = (
     "feature_distances",
     "info_nce",
     "layer_norm2d",
+    "dwconv",
     "gated_dwconv",
     "channel_attention",
 )

@@ -7,6 +7,7 @@
 #include "channel_attention/bind.h"
 #include "common/isa.h"
 #include "common/pyview.h"
+#include "dwconv/bind.h"
 #include "feature_distances/bind.h"
 #include "gated_dwconv/bind.h"
 #include "info_nce/bind.h"
@@ -33,6 +34,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("aggregate_prompts_backward", &cpl::bind::aggregate_prompts_backward, NoGil());
   m.def("channel_attention_forward", &cpl::bind::channel_attention_forward, NoGil());
   m.def("channel_attention_backward", &cpl::bind::channel_attention_backward, NoGil());
+  m.def("dwconv_forward", &cpl::bind::dwconv_forward, NoGil());
+  m.def("dwconv_backward", &cpl::bind::dwconv_backward, NoGil());
   m.def("feature_distances_forward", &cpl::bind::feature_distances_forward, NoGil());
   m.def("feature_distances_backward", &cpl::bind::feature_distances_backward, NoGil());
   m.def("gated_dwconv_forward", &cpl::bind::gated_dwconv_forward, NoGil());
@@ -53,6 +56,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("channel_attention_scratch", &cpl::bind::channel_attention_scratch);
   m.def("channel_attention_forward_cuda", &cpl::bind::channel_attention_forward_cuda, NoGil());
   m.def("channel_attention_backward_cuda", &cpl::bind::channel_attention_backward_cuda, NoGil());
+  m.def("dwconv_partial", &cpl::bind::dwconv_partial);
+  m.def("dwconv_forward_cuda", &cpl::bind::dwconv_forward_cuda, NoGil());
+  m.def("dwconv_backward_cuda", &cpl::bind::dwconv_backward_cuda, NoGil());
   m.def("feature_distances_scratch", &cpl::bind::feature_distances_scratch);
   m.def("feature_distances_forward_cuda", &cpl::bind::feature_distances_forward_cuda, NoGil());
   m.def("feature_distances_backward_cuda", &cpl::bind::feature_distances_backward_cuda, NoGil());

@@ -17,6 +17,9 @@ from cpl_kernels.autocast import wide
 from cpl_kernels.info_nce.positives import Positives
 from cpl_kernels.info_nce.tiles import Place, Side, Span, Sums, Tiles, WholeRows, round_up, spans
 
+# mm(..., out_dtype=) came with torch 2.8, for CUDA tensors alone.
+_SUMS_IN_FP32 = "out_dtype" in (torch.mm.__doc__ or "")
+
 
 def forward(
     tiles_of: type[Tiles],
@@ -279,6 +282,8 @@ def _add_product(total: Tensor, g: Tensor, x: Tensor) -> None:
     """total += g @ x, in the dtype of g and x; total may be wider."""
     if total.dtype == g.dtype:
         total.addmm_(g, x)
+    elif _SUMS_IN_FP32 and g.is_cuda:
+        total.add_(torch.mm(g, x, out_dtype=total.dtype))
     else:
         total.add_(g @ x)
 

@@ -158,7 +158,7 @@ def gradient_kernel(
         of_scale + part * rows + (row - first_row), tl.sum(g * tl.where(inside, s, 0.0), 1), row < row_end
     )
     at = gradient + (row - first_row)[:, None] * columns + (column - first_column)[None, :]
-    tl.store(at, g, (row < row_end)[:, None] & (column < column_end)[None, :])
+    tl.store(at, g.to(gradient.dtype.element_ty), (row < row_end)[:, None] & (column < column_end)[None, :])
 
 
 class TritonTiles:
@@ -177,7 +177,14 @@ class TritonTiles:
         return x.contiguous()
 
     def factor(self, operand: Tensor, given: torch.dtype) -> Tensor:
-        return operand.to(wide(given))
+        return operand.to(self._factor_dtype(given))
+
+    def _factor_dtype(self, given: torch.dtype) -> torch.dtype:
+        """Of the gradient by the products, and of what it is multiplied by: bf16 for bf16 inputs, on the tensor cores.
+
+        Their result is rounded to bf16 anyway. fp16 has not the range for a gradient divided by the rows.
+        """
+        return given if given == torch.bfloat16 and not self._widen else wide(given)
 
     def add(
         self,
@@ -215,7 +222,7 @@ class TritonTiles:
         size = self._size(query, place)
         _, height, _, width, _ = size
         grid = (triton.cdiv(height, BLOCK_ROWS), triton.cdiv(width, BLOCK_COLUMNS))
-        gradient = torch.empty((height, width), dtype=torch.float32, device=query.device)
+        gradient = torch.empty((height, width), dtype=self._factor_dtype(query.dtype), device=query.device)
         of_scale = torch.empty((grid[1], height), dtype=torch.float32, device=query.device)
         tags, row_tags, column_tags = self._tags(positives)
         other = rows if columns is None else columns  # not read

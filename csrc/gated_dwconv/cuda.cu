@@ -1,201 +1,142 @@
 // gated_dwconv on CUDA.
 //
-// A block takes a tile of one channel of one image, both planes. Forward it brings the tile and its border into shared
-// memory and convolves from there. Backward the border is two pixels wide: the gradient of the convolution is formed
-// over the tile and one pixel around it, stays in shared memory, and goes back through the taps. Each block leaves its
-// sums of dweight and dbias, which are added in order afterwards: no atomics, the same bits every time.
+// Warps walk down the two planes of a channel (common/rows.h). Backward they convolve again from x, form the gradient
+// of the convolution a row behind and send it back through the taps: it exists in registers alone. Each strip of rows
+// leaves its sums of dweight and dbias, which are added in order afterwards: no atomics, the same bits every time.
 #include <cstdint>
 #include <stdexcept>
 #include <type_traits>
 
-#include "common/launch.h"
+#include "common/rows.h"
 #include "gated_dwconv/math.h"
 #include "gated_dwconv/op.h"
 
 namespace cpl::cuda {
 namespace {
 
-constexpr int kColumns = 32, kRows = 8;  // threads of a block: a warp is a run of pixels
-constexpr int kTileRows = 16;            // rows of a tile: each thread has two
-constexpr int kTaps = 9;
-constexpr int kSums = 2 * (kTaps + 1);  // of a tile: nine taps and the bias, for both planes
-constexpr int kThreads = kColumns * kRows;
-constexpr int kReduceThreads = 128;
+constexpr int kForwardHalo = 0;  // the lanes at the ends of a tile read one column more instead
+constexpr int64_t kForwardRows = 8, kBackwardRows = 16;
+constexpr int kBackwardBlocks = 6;  // on a multiprocessor: 168 registers, three warps for each scheduler
 
-// A tile with a border of kBorder pixels; element (0, 0) is its first own pixel.
-template <typename A, int kBorder>
-struct Tile {
-  static constexpr int kWidth = kColumns + 2 * kBorder, kHeight = kTileRows + 2 * kBorder;
-  A values[kHeight][kWidth];
-
-  __device__ A& at(int row, int column) { return values[row + kBorder][column + kBorder]; }
-  __device__ const A& at(int row, int column) const { return values[row + kBorder][column + kBorder]; }
-  // body(row, column) for every element, border and all, shared out among the threads.
-  template <typename Body>
-  static __device__ void each(const Body& body) {
-    for (int n = threadIdx.y * kColumns + threadIdx.x; n < kHeight * kWidth; n += kThreads) {
-      body(n / kWidth - kBorder, n % kWidth - kBorder);
-    }
-  }
-};
-
-struct Place {
-  int64_t batch, channel, row, column;  // the tile's first pixel
-
-  __device__ explicit Place(const GatedDwconvSize& size) {
-    const int64_t across = (size.width + kColumns - 1) / kColumns, down = (size.height + kTileRows - 1) / kTileRows;
-    const int64_t tile = blockIdx.x % (across * down), plane = blockIdx.x / (across * down);
-    batch = plane / size.channels;
-    channel = plane % size.channels;
-    row = tile / across * kTileRows;
-    column = tile % across * kColumns;
-  }
-  __device__ bool inside(const GatedDwconvSize& size, int i, int j) const {
-    return row + i >= 0 && row + i < size.height && column + j >= 0 && column + j < size.width;
-  }
-  __device__ int64_t pixel(const GatedDwconvSize& size, int i, int j) const {
-    return (row + i) * size.width + column + j;
-  }
-};
-
-// Both planes of a tile; zeros outside the image.
-template <typename T, typename A, int kBorder>
-__device__ void read(const ImageView& x, const GatedDwconvSize& size, const Place& place, Tile<A, kBorder>& a,
-                     Tile<A, kBorder>& g) {
-  Tile<A, kBorder>::each([&](int i, int j) {
-    const bool inside = place.inside(size, i, j);
-    const int64_t pixel = inside ? place.pixel(size, i, j) : 0;
-    a.at(i, j) = inside ? static_cast<A>(load(x.at<const T>(place.batch, place.channel, pixel))) : A(0);
-    g.at(i, j) = inside ? static_cast<A>(load(x.at<const T>(place.batch, place.channel + size.channels, pixel))) : A(0);
-  });
+template <int kVector>
+constexpr int backward_halo() {  // a gradient beside the tile takes x two columns beside it
+  return kVector >= 2 ? 1 : 2;
 }
 
-// The taps of a channel; kFlip turns them round, which is the transposed convolution.
-template <bool kFlip, typename A, int kBorder>
-__device__ A convolve(const Tile<A, kBorder>& tile, int i, int j, const A* taps, A sum) {
-  for (int k = 0; k < kTaps; ++k) sum += taps[kFlip ? kTaps - 1 - k : k] * tile.at(i + k / 3 - 1, j + k % 3 - 1);
-  return sum;
-}
-
-template <typename A>
-struct Channel {
-  A a_taps[kTaps];
-  A g_taps[kTaps];
-  A a_bias;
-  A g_bias;
-
-  __device__ Channel(const void* weight, const void* bias, int64_t channel, int64_t channels) {
-    const A* const w = static_cast<const A*>(weight);
-    const A* const b = static_cast<const A*>(bias);
-    for (int k = 0; k < kTaps; ++k) {
-      a_taps[k] = w[channel * kTaps + k];
-      g_taps[k] = w[(channel + channels) * kTaps + k];
-    }
-    a_bias = b != nullptr ? b[channel] : A(0);
-    g_bias = b != nullptr ? b[channel + channels] : A(0);
-  }
-};
-
-template <bool kGelu, typename T, typename A>
-__global__ void __launch_bounds__(kThreads) forward(GatedDwconvForward args) {
-  __shared__ Tile<A, 1> a_tile;
-  __shared__ Tile<A, 1> g_tile;
-  const Place place(args.size);
-  read<T>(args.x, args.size, place, a_tile, g_tile);
-  __syncthreads();
-  const Channel<A> channel(args.weight, args.bias, place.channel, args.size.channels);
-  const int j = threadIdx.x;
-  for (int i = threadIdx.y; i < kTileRows; i += kRows) {
-    if (!place.inside(args.size, i, j)) continue;
-    const A a = convolve<false>(a_tile, i, j, channel.a_taps, channel.a_bias);
-    const A g = convolve<false>(g_tile, i, j, channel.g_taps, channel.g_bias);
-    store(args.y.at<T>(place.batch, place.channel, place.pixel(args.size, i, j)), gpu::gated_value<kGelu>(a, g));
-  }
-}
-
-// Adds up what each thread has of kSums sums, in a fixed tree: sums[k] for all threads of the block.
-template <typename A>
-__device__ void add_up(const A (&own)[kSums], A* target) {
-  __shared__ A of_warps[kSums][kRows];
-  for (int k = 0; k < kSums; ++k) {
-    const A sum = warp_sum(own[k]);
-    if (threadIdx.x == 0) of_warps[k][threadIdx.y] = sum;
-  }
-  __syncthreads();
-  const int thread = threadIdx.y * kColumns + threadIdx.x;
-  if (thread >= kSums) return;
-  A sum = 0;
-  for (int warp = 0; warp < kRows; ++warp) sum += of_warps[thread][warp];
-  target[thread] = sum;
-}
-
-// partial: [B, C, tiles of an image, kSums].
-template <bool kGelu, typename T, typename A>
-__global__ void __launch_bounds__(kThreads) backward(GatedDwconvBackward args, A* partial) {
-  __shared__ Tile<A, 2> a_tile;
-  __shared__ Tile<A, 2> g_tile;
-  __shared__ Tile<A, 1> da_tile;
-  __shared__ Tile<A, 1> dg_tile;
+template <bool kGelu, typename T, typename A, int kVector>
+__global__ void __launch_bounds__(kWalkThreads) forward(GatedDwconvForward args, RowWalk walk) {
   const GatedDwconvSize& size = args.size;
-  const Place place(size);
-  read<T>(args.x, size, place, a_tile, g_tile);
-  __syncthreads();
-  const Channel<A> channel(args.weight, args.bias, place.channel, size.channels);
-  Tile<A, 1>::each([&](int i, int j) {
-    gpu::GatedGradient<A> d{A(0), A(0)};
-    if (place.inside(size, i, j)) {
-      const A a = convolve<false>(a_tile, i, j, channel.a_taps, channel.a_bias);
-      const A g = convolve<false>(g_tile, i, j, channel.g_taps, channel.g_bias);
-      const A dy = load(args.dy.at<const T>(place.batch, place.channel, place.pixel(size, i, j)));
-      d = gpu::gated_gradient<kGelu>(dy, a, g);
+  const Segment<kVector> at(walk, size.height, size.width);
+  const int64_t batch = at.plane / size.channels, channel = at.plane % size.channels;
+  Convolution<A, kVector> a(args.weight, args.bias, channel), g(args.weight, args.bias, channel + size.channels);
+  // The row above the strip is the first to come.
+  const T* xa = args.x.at<const T>(batch, channel, 0) + at.offset(-1);
+  const T* xg = args.x.at<const T>(batch, channel + size.channels, 0) + at.offset(-1);
+  T* y = args.y.at<T>(batch, channel, 0) + at.offset(-2);
+  const bool left = at.has_left(), right = at.has_right();
+  bool inside = at.real && at.above > 0;
+  Row<T, kVector> a_next(xa, inside, left, right), g_next(xg, inside, left, right);
+  for (int n = 0; n < walk.rows + 2; ++n) {
+    A row[kVector + 2];
+    const Row<T, kVector> a_row = a_next, g_row = g_next;
+    xa += size.width, xg += size.width;
+    inside = at.real && n < at.rows + at.below;
+    a_next.read(xa, inside, left, right);
+    g_next.read(xg, inside, left, right);
+    with_neighbours(a_row, at.lane, at.lanes, row);
+    a.take(row);
+    with_neighbours(g_row, at.lane, at.lanes, row);
+    g.take(row);
+    if (at.own && n >= 2 && n - 2 < at.rows) {
+      A out[kVector];
+      for (int i = 0; i < kVector; ++i) out[i] = gpu::gated_value<kGelu>(a.done[i], g.done[i]);
+      write_pack(y, out);
     }
-    da_tile.at(i, j) = d.da;
-    dg_tile.at(i, j) = d.dg;
-  });
-  __syncthreads();
-  A sums[kSums] = {};
-  const int j = threadIdx.x;
-  for (int i = threadIdx.y; i < kTileRows; i += kRows) {
-    if (!place.inside(size, i, j)) continue;
-    const int64_t pixel = place.pixel(size, i, j);
-    store(args.dx.at<T>(place.batch, place.channel, pixel), convolve<true>(da_tile, i, j, channel.a_taps, A(0)));
-    store(args.dx.at<T>(place.batch, place.channel + size.channels, pixel),
-          convolve<true>(dg_tile, i, j, channel.g_taps, A(0)));
-    const A da = da_tile.at(i, j), dg = dg_tile.at(i, j);
-    for (int k = 0; k < kTaps; ++k) {
-      sums[k] += da * a_tile.at(i + k / 3 - 1, j + k % 3 - 1);
-      sums[kTaps + 1 + k] += dg * g_tile.at(i + k / 3 - 1, j + k % 3 - 1);
-    }
-    sums[kTaps] += da;
-    sums[2 * kTaps + 1] += dg;
+    y += size.width;
   }
-  add_up(sums, partial + static_cast<int64_t>(blockIdx.x) * kSums);
 }
 
-// One thread an entry of dweight and dbias; fp64, so that thousands of tiles lose nothing.
-template <typename A>
-__global__ void __launch_bounds__(kReduceThreads)
-    reduce_tiles(const A* partial, A* dweight, A* dbias, GatedDwconvSize size, int64_t tiles) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kReduceThreads + threadIdx.x;
-  if (index >= size.channels * kSums) return;
-  const int64_t c = index / kSums, k = index % kSums;
-  double sum = 0;
-  for (int64_t b = 0; b < size.batch; ++b) {
-    for (int64_t t = 0; t < tiles; ++t) {
-      sum += static_cast<double>(partial[((b * size.channels + c) * tiles + t) * kSums + k]);
+// To the sums of a plane: rows of x above the gradient's row, at it and below (that with its neighbours).
+template <typename A, int kVector>
+__device__ void add_all(Transposed<A, kVector>& gradient, const A (&row)[kVector + 2], const A (&above)[kVector],
+                        const A (&here)[kVector], const A (&below)[kVector + 2]) {
+  A own[kVector];
+  for (int i = 0; i < kVector; ++i) own[i] = below[i + 1];
+  gradient.template add_row<0>(row, above);
+  gradient.template add_row<1>(row, here);
+  gradient.template add_row<2>(row, own);
+  gradient.add_bias(row);
+}
+
+// partial: [2C, kTaps + 1, entries], an entry for each strip of each image.
+template <bool kGelu, typename T, typename A, int kVector>
+__global__ void __launch_bounds__(kWalkThreads, sizeof(A) == 8 ? 4 : kBackwardBlocks)
+    backward(GatedDwconvBackward args, RowWalk walk, A* partial) {
+  const GatedDwconvSize& size = args.size;
+  const Segment<kVector> at(walk, size.height, size.width);
+  const int64_t batch = at.plane / size.channels, channel = at.plane % size.channels;
+  Convolution<A, kVector> a(args.weight, args.bias, channel), g(args.weight, args.bias, channel + size.channels);
+  Transposed<A, kVector> da, dg;
+  // x comes first, the convolution and the gradient are complete a row above it, dx two rows.
+  const T* xa = args.x.at<const T>(batch, channel, 0) + at.offset(-2);
+  const T* xg = args.x.at<const T>(batch, channel + size.channels, 0) + at.offset(-2);
+  const T* dy = args.dy.at<const T>(batch, channel, 0) + at.offset(-2);
+  T* dx_a = args.dx.at<T>(batch, channel, 0) + at.offset(-4);
+  T* dx_g = args.dx.at<T>(batch, channel + size.channels, 0) + at.offset(-4);
+  bool inside = at.real && at.above > 1;
+  Row<T, kVector> a_next(xa, inside), g_next(xg, inside), dy_next(dy, false);
+  A a0[kVector] = {}, a1[kVector] = {}, g0[kVector] = {}, g1[kVector] = {};
+  for (int n = 0; n < walk.rows + 4; ++n) {
+    A a2[kVector + 2], g2[kVector + 2], own_a[kVector], own_g[kVector], row[kVector + 2];
+    with_neighbours(a_next, at.lane, at.lanes, a2);
+    with_neighbours(g_next, at.lane, at.lanes, g2);
+    const Row<T, kVector> up = dy_next;
+    const bool has_gradient = at.real && n >= 3 - at.above && n < 3 + at.rows + at.below;
+    dy_next.read(dy, inside);
+    xa += size.width, xg += size.width, dy += size.width;
+    inside = at.real && n >= 1 - at.above && n < 1 + at.rows + at.below;
+    a_next.read(xa, inside);
+    g_next.read(xg, inside);
+    a.take(a2);
+    g.take(g2);
+    for (int i = 0; i < kVector; ++i) {
+      const gpu::GatedGradient<A> d =
+          gpu::gated_gradient<kGelu>(static_cast<A>(load(up.pack.values + i)), a.done[i], g.done[i]);
+      own_a[i] = has_gradient ? d.da : A(0);  // beside the image the convolution may be NaN, and dy 0
+      own_g[i] = has_gradient ? d.dg : A(0);
+    }
+    const bool summed = at.own && n >= 3 && n - 3 < at.rows;
+    with_neighbours(own_a, at.lane, at.lanes, row);
+    da.take(row, a.taps);
+    if (summed) add_all(da, row, a0, a1, a2);
+    with_neighbours(own_g, at.lane, at.lanes, row);
+    dg.take(row, g.taps);
+    if (summed) add_all(dg, row, g0, g1, g2);
+    if (at.own && n >= 4 && n - 4 < at.rows) {
+      write_pack(dx_a, da.done);
+      write_pack(dx_g, dg.done);
+    }
+    dx_a += size.width, dx_g += size.width;
+    for (int i = 0; i < kVector; ++i) {
+      a0[i] = a1[i], a1[i] = a2[i + 1];
+      g0[i] = g1[i], g1[i] = g2[i + 1];
     }
   }
-  const int64_t channel = c + (k > kTaps ? size.channels : 0), tap = k % (kTaps + 1);
-  (tap == kTaps ? dbias[channel] : dweight[channel * kTaps + tap]) = static_cast<A>(sum);
+  const int64_t entries = size.batch * walk.parts(), entry = batch * walk.parts() + at.part;
+  const bool writes = at.exists && at.lane == 0;
+  da.leave(partial, channel, entries, entry, at.lanes, writes);
+  dg.leave(partial, channel + size.channels, entries, entry, at.lanes, writes);
 }
 
-int64_t tiles_of(const GatedDwconvSize& size) {
-  return (size.width + kColumns - 1) / kColumns * ((size.height + kTileRows - 1) / kTileRows);
+template <int kColumns>
+RowWalk forward_walk(const GatedDwconvSize& size) {
+  return walk_rows(size.batch * size.channels, size.height, size.width, kColumns, kForwardHalo, kForwardRows);
 }
 
-unsigned grid_size(int64_t blocks) {
-  if (blocks > 0x7fffffff) throw std::invalid_argument("gated_dwconv: more than 2^31 - 1 blocks; split the batch");
-  return static_cast<unsigned>(blocks);
+template <int kColumns>
+RowWalk backward_walk(const GatedDwconvSize& size) {
+  const int halo = backward_halo<kColumns>();
+  return walk_rows(size.batch * size.channels, size.height, size.width, kColumns, halo, kBackwardRows);
 }
 
 // Calls f(element pointer, std::bool_constant<gelu>).
@@ -213,16 +154,20 @@ void dispatch_gated(DType dtype, bool gelu, F&& f) {
 }  // namespace
 
 int64_t gated_dwconv_partial(const GatedDwconvSize& size) {
-  return size.batch * size.channels * tiles_of(size) * kSums;
+  const int64_t parts = std::max(backward_walk<1>(size).parts(), backward_walk<kPackColumns>(size).parts());
+  return 2 * size.channels * (kTaps + 1) * size.batch * parts;
 }
 
 void gated_dwconv_forward(const GatedDwconvForward& args, void* stream) {
   dispatch_gated(args.dtype, args.gelu, [&](auto* element, auto gelu) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = typename Arithmetic<T>::type;
-    constexpr bool kGelu = decltype(gelu)::value;
-    CPL_LAUNCH((forward<kGelu, T, A>), grid_size(args.size.batch * args.size.channels * tiles_of(args.size)),
-               dim3(kColumns, kRows), 0, stream, args);
+    dispatch_columns<T>({&args.x, &args.y}, args.size.width, [&](auto columns) {
+      constexpr int kColumns = decltype(columns)::value;
+      const RowWalk walk = forward_walk<kColumns>(args.size);
+      CPL_LAUNCH((forward<decltype(gelu)::value, T, A, kColumns>), walk.blocks(), dim3(kWalkThreads), 0, stream, args,
+                 walk);
+    });
   });
 }
 
@@ -230,13 +175,14 @@ void gated_dwconv_backward(const GatedDwconvBackward& args, void* partial, void*
   dispatch_gated(args.dtype, args.gelu, [&](auto* element, auto gelu) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = typename Arithmetic<T>::type;
-    constexpr bool kGelu = decltype(gelu)::value;
-    const int64_t tiles = tiles_of(args.size), entries = args.size.channels * kSums;
-    CPL_LAUNCH((backward<kGelu, T, A>), grid_size(args.size.batch * args.size.channels * tiles), dim3(kColumns, kRows),
-               0, stream, args, static_cast<A*>(partial));
-    CPL_LAUNCH((reduce_tiles<A>), grid_size((entries + kReduceThreads - 1) / kReduceThreads), dim3(kReduceThreads), 0,
-               stream, static_cast<const A*>(partial), static_cast<A*>(args.dweight), static_cast<A*>(args.dbias),
-               args.size, tiles);
+    dispatch_columns<T>({&args.dy, &args.x, &args.dx}, args.size.width, [&](auto columns) {
+      constexpr int kColumns = decltype(columns)::value;
+      const RowWalk walk = backward_walk<kColumns>(args.size);
+      CPL_LAUNCH((backward<decltype(gelu)::value, T, A, kColumns>), walk.blocks(), dim3(kWalkThreads), 0, stream, args,
+                 walk, static_cast<A*>(partial));
+      launch_reduce_strips(static_cast<const A*>(partial), args.dweight, args.dbias, 2 * args.size.channels,
+                           args.size.batch * walk.parts(), stream);
+    });
   });
 }
 

@@ -1,0 +1,120 @@
+// dwconv on CUDA: warps walk down the planes (common/rows.h). The backward reads x and dy once for dx and the weight's
+// gradient together; each strip of rows leaves its sums, which are added in order afterwards: no atomics, the same
+// bits every time.
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "common/rows.h"
+#include "dwconv/op.h"
+
+namespace cpl::cuda {
+namespace {
+
+constexpr int64_t kLeastRows = 8;  // of a strip: two more are read twice
+
+template <typename T, typename A, int kVector>
+__global__ void __launch_bounds__(kWalkThreads) forward(DwconvForward args, RowWalk walk) {
+  const DwconvSize& size = args.size;
+  const Segment<kVector> at(walk, size.height, size.width);
+  const int64_t batch = at.plane / size.channels, channel = at.plane % size.channels;
+  Convolution<A, kVector> convolution(args.weight, args.bias, channel);
+  const T* x = args.x.at<const T>(batch, channel, 0) + at.offset(-1);
+  T* y = args.y.at<T>(batch, channel, 0) + at.offset(-2);
+  const bool left = at.has_left(), right = at.has_right();
+  Row<T, kVector> next(x, at.real && at.above > 0, left, right);
+  for (int n = 0; n < walk.rows + 2; ++n) {
+    A row[kVector + 2];
+    const Row<T, kVector> here = next;
+    x += size.width;
+    next.read(x, at.real && n < at.rows + at.below, left, right);
+    with_neighbours(here, at.lane, at.lanes, row);
+    convolution.take(row);
+    if (at.own && n >= 2 && n - 2 < at.rows) write_pack(y, convolution.done);
+    y += size.width;
+  }
+}
+
+// partial: [C, kTaps + 1, entries], an entry for each strip of each image.
+template <typename T, typename A, int kVector>
+__global__ void __launch_bounds__(kWalkThreads) backward(DwconvBackward args, RowWalk walk, A* partial) {
+  const DwconvSize& size = args.size;
+  const Segment<kVector> at(walk, size.height, size.width);
+  const int64_t batch = at.plane / size.channels, channel = at.plane % size.channels;
+  A taps[kTaps];
+  for (int k = 0; k < kTaps; ++k) taps[k] = static_cast<const A*>(args.weight)[channel * kTaps + k];
+  Transposed<A, kVector> gradient;
+  const T* x = args.x.at<const T>(batch, channel, 0) + at.offset(-1);
+  const T* dy = args.dy.at<const T>(batch, channel, 0) + at.offset(-1);
+  T* dx = args.dx.at<T>(batch, channel, 0) + at.offset(-2);
+  const bool left = at.has_left(), right = at.has_right();
+  bool inside = at.real && at.above > 0;
+  Row<T, kVector> x_next(x, inside), dy_next(dy, inside, left, right);
+  A x0[kVector] = {}, dy0[kVector + 2] = {};
+  for (int n = 0; n < walk.rows + 2; ++n) {
+    A x1[kVector], dy1[kVector + 2];
+    for (int i = 0; i < kVector; ++i) x1[i] = load(x_next.pack.values + i);
+    with_neighbours(dy_next, at.lane, at.lanes, dy1);
+    x += size.width, dy += size.width;
+    inside = at.real && n < at.rows + at.below;
+    x_next.read(x, inside);
+    dy_next.read(dy, inside, left, right);
+    gradient.take(dy1, taps);
+    // A row of dy is the strip's with the rows of x above, here and below it.
+    if (at.own && n >= 1 && n - 1 < at.rows) {
+      gradient.template add_row<0>(dy1, x0);
+      gradient.template add_row<1>(dy1, x1);
+      gradient.add_bias(dy1);
+    }
+    if (at.own && n >= 2 && n - 2 < at.rows) {
+      gradient.template add_row<2>(dy0, x1);
+      write_pack(dx, gradient.done);
+    }
+    dx += size.width;
+    for (int i = 0; i < kVector; ++i) x0[i] = x1[i];
+    for (int i = 0; i < kVector + 2; ++i) dy0[i] = dy1[i];
+  }
+  gradient.leave(partial, channel, size.batch * walk.parts(), batch * walk.parts() + at.part, at.lanes,
+                 at.exists && at.lane == 0);
+}
+
+template <int kColumns>
+RowWalk walk_of(const DwconvSize& size) {
+  return walk_rows(size.batch * size.channels, size.height, size.width, kColumns, 0, kLeastRows);
+}
+
+}  // namespace
+
+int64_t dwconv_partial(const DwconvSize& size) {
+  const int64_t parts = std::max(walk_of<1>(size).parts(), walk_of<kPackColumns>(size).parts());
+  return size.channels * (kTaps + 1) * size.batch * parts;
+}
+
+void dwconv_forward(const DwconvForward& args, void* stream) {
+  dispatch(args.dtype, [&](auto* element) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    using A = typename Arithmetic<T>::type;
+    dispatch_columns<T>({&args.x, &args.y}, args.size.width, [&](auto columns) {
+      constexpr int kColumns = decltype(columns)::value;
+      const RowWalk walk = walk_of<kColumns>(args.size);
+      CPL_LAUNCH((forward<T, A, kColumns>), walk.blocks(), dim3(kWalkThreads), 0, stream, args, walk);
+    });
+  });
+}
+
+void dwconv_backward(const DwconvBackward& args, void* partial, void* stream) {
+  dispatch(args.dtype, [&](auto* element) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    using A = typename Arithmetic<T>::type;
+    dispatch_columns<T>({&args.dy, &args.x, &args.dx}, args.size.width, [&](auto columns) {
+      constexpr int kColumns = decltype(columns)::value;
+      const RowWalk walk = walk_of<kColumns>(args.size);
+      CPL_LAUNCH((backward<T, A, kColumns>), walk.blocks(), dim3(kWalkThreads), 0, stream, args, walk,
+                 static_cast<A*>(partial));
+      launch_reduce_strips(static_cast<const A*>(partial), args.dweight, args.dbias, args.size.channels,
+                           args.size.batch * walk.parts(), stream);
+    });
+  });
+}
+
+}  // namespace cpl::cuda
