@@ -79,11 +79,14 @@ __global__ void __launch_bounds__(kThreads) tile_sums(PairTile tile, Positives p
   const Pairs pairs(tile);
   A logit[kEach][kEach] = {};
   multiply<T>(tile, logit);
+#pragma unroll  // at a computed place of it, logit would lie in local memory
   for (int r = 0; r < kEach; ++r) {
+#pragma unroll
     for (int s = 0; s < kEach; ++s) {
       if (!pairs.compared(r, s)) logit[r][s] = static_cast<A>(-INFINITY);
     }
   }
+#pragma unroll
   for (int r = 0; r < kEach; ++r) {
     sums.put(
         threadIdx.x, Pairs::row_in_block(r), [&](int s) { return logit[r][s]; },
@@ -93,6 +96,7 @@ __global__ void __launch_bounds__(kThreads) tile_sums(PairTile tile, Positives p
   sums.add_up(of_rows + kParts * tile.rows * blockIdx.x + row, tile.rows, tile.rows - row);
   if (of_columns == nullptr) return;
   __syncthreads();  // whoever still adds up the rows must be done: the memory is used again
+#pragma unroll
   for (int s = 0; s < kEach; ++s) {
     sums.put(
         threadIdx.y, Pairs::column_in_block(s), [&](int r) { return logit[r][s]; },

@@ -13,6 +13,9 @@ from tests.kernels.triton_aot import Limit
 # than two programs would leave it, and spills seven.
 TRITON_LIMITS = {"forward_kernel": Limit(warps=8, spilled=8), "gradient_kernel": Limit(warps=16)}
 
+# 64 registers let four blocks of 256 threads on a multiprocessor; fp64 takes up to 96 for its tile.
+CUDA_LIMITS = {"tile_sums": 96, "tile_gradient": 96, "add_parts": 64, "add_scale": 40}
+
 SIZES = {
     (4096, 4096, 128): "CLIP",
     (1000, 1003, 33): "odd sizes: no stride is divisible by 16",
