@@ -15,7 +15,8 @@ namespace cpl::cuda {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kWarps = 8;  // of a block of the second kernels
+constexpr int kWarps = 8;   // of a block of the second kernels
+constexpr int kBlocks = 2;  // of a multiprocessor: left to itself ptxas aims for four, and spills for it
 
 enum Part { kLargest, kTotal, kPositive, kParts };
 
@@ -24,9 +25,9 @@ __device__ A larger(A a, A b) {
   return b > a ? b : a;  // a NaN in b is passed over here, and shows in the sum of exponentials
 }
 
-// What is taken off before exp; 0 where nothing, or only -inf, was seen: exp(-inf - 0) is 0.
+// What is taken off logits before exp; 0 where nothing, or only -inf, was seen: exp(-inf - 0) is 0.
 template <typename A>
-__device__ A finite(A largest) {
+__device__ A base_of(A largest) {
   return largest == static_cast<A>(-INFINITY) ? A(0) : largest;
 }
 
@@ -41,9 +42,9 @@ struct BlockSums {
   __device__ void put(int thread, int place, const X& x, const P& positive) const {
     A largest = static_cast<A>(-INFINITY), total = 0, of_positives = 0;
     for (int n = 0; n < kEach; ++n) largest = larger(largest, x(n));
-    const A taken_off = finite(largest);
+    const A base = base_of(largest);
     for (int n = 0; n < kEach; ++n) {
-      total += gpu::exp_below_one(x(n) - taken_off);
+      total += gpu::exp_below_one(x(n) - base);
       if (positive(n)) of_positives += x(n);
     }
     part[kLargest][thread][place] = largest;
@@ -58,9 +59,9 @@ struct BlockSums {
     if (place < kTile && place < count) {
       A largest = static_cast<A>(-INFINITY), total = 0, of_positives = 0;
       for (int n = 0; n < kSide; ++n) largest = larger(largest, part[kLargest][n][place]);
-      const A taken_off = finite(largest);
+      const A base = base_of(largest);
       for (int n = 0; n < kSide; ++n) {
-        total += part[kTotal][n][place] * gpu::exp_below_one(part[kLargest][n][place] - taken_off);
+        total += part[kTotal][n][place] * gpu::exp_below_one(part[kLargest][n][place] - base);
         of_positives += part[kPositive][n][place];
       }
       target[kLargest * stride + place] = largest;
@@ -73,12 +74,14 @@ struct BlockSums {
 // of_rows: [blocks of columns, 3, rows]; of_columns: [blocks of rows, 3, columns], or null. grid: (blocks of columns,
 // blocks of rows).
 template <typename T, typename A>
-__global__ void __launch_bounds__(kThreads) tile_sums(PairTile tile, Positives positives, A* of_rows, A* of_columns) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    tile_sums(PairTile tile, Positives positives, A* of_rows, A* of_columns) {
   __shared__ A part[kParts][kSide][kTile + 1];
   const BlockSums<A> sums{part};
   const Pairs pairs(tile);
   A logit[kEach][kEach] = {};
   multiply<T>(tile, logit);
+  const Tags tags(positives, pairs);
 #pragma unroll  // at a computed place of it, logit would lie in local memory
   for (int r = 0; r < kEach; ++r) {
 #pragma unroll
@@ -90,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) tile_sums(PairTile tile, Positives p
   for (int r = 0; r < kEach; ++r) {
     sums.put(
         threadIdx.x, Pairs::row_in_block(r), [&](int s) { return logit[r][s]; },
-        [&](int s) { return pairs.compared(r, s) && positive_of_row(positives, pairs.row(r), pairs.column(s)); });
+        [&](int s) { return pairs.compared(r, s) && tags.of_row(r, s); });
   }
   const int64_t row = static_cast<int64_t>(blockIdx.y) * kTile, column = static_cast<int64_t>(blockIdx.x) * kTile;
   sums.add_up(of_rows + kParts * tile.rows * blockIdx.x + row, tile.rows, tile.rows - row);
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(kThreads) tile_sums(PairTile tile, Positives p
   for (int s = 0; s < kEach; ++s) {
     sums.put(
         threadIdx.y, Pairs::column_in_block(s), [&](int r) { return logit[r][s]; },
-        [&](int r) { return pairs.compared(r, s) && positive_of_column(positives, pairs.row(r), pairs.column(s)); });
+        [&](int r) { return pairs.compared(r, s) && tags.of_column(r, s); });
   }
   sums.add_up(of_columns + kParts * tile.columns * blockIdx.y + column, tile.columns, tile.columns - column);
 }
@@ -121,21 +124,21 @@ __global__ void __launch_bounds__(kWarp* kWarps)
   for (int lane = kWarp / 2; lane > 0; lane /= 2) {
     largest = larger(largest, __shfl_xor_sync(0xffffffffu, largest, lane));
   }
-  const double taken_off = finite(largest);
+  const double base = base_of(largest);
   double total = 0, positive = 0;
   for (int64_t b = threadIdx.x; b < blocks; b += kWarp) {
-    total += part(b, kTotal) * gpu::exp_below_one(part(b, kLargest) - taken_off);
+    total += part(b, kTotal) * gpu::exp_below_one(part(b, kLargest) - base);
     positive += part(b, kPositive);
   }
   total = warp_sum(total);
   positive = warp_sum(positive);
   if (threadIdx.x != 0) return;
   sums.max[place] = largest;
-  sums.sum[place] = sums.sum[place] * gpu::exp_below_one(known - taken_off) + total;
+  sums.sum[place] = sums.sum[place] * gpu::exp_below_one(known - base) + total;
   sums.positive[place] += positive;
 }
 
-// One side of the gradient of a thread's rows (or of one of its columns).
+// One side of the gradient, of one row (or column).
 template <typename A>
 struct Known {
   A lse, share, wanted;
@@ -152,31 +155,37 @@ struct Known {
 // gradient: [rows, columns] of the tile; of_scale: [blocks of columns, rows], sums of gradient times logit. grid:
 // (blocks of columns, blocks of rows).
 template <typename T, typename A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     tile_gradient(PairTile tile, Positives positives, Side row_side, Side column_side, A* gradient, A* of_scale) {
   __shared__ A part[kSide][kTile + 1];
   const Pairs pairs(tile);
-  A logit[kEach][kEach] = {};
+  A logit[kEach][kEach] = {}, g[kEach][kEach];
   multiply<T>(tile, logit);
-  const A scale = scale_of<A>(tile);
+  const Tags tags(positives, pairs);
+#pragma unroll
   for (int r = 0; r < kEach; ++r) {
-    const int64_t row = pairs.row(r);
-    const Known<A> of_row(row_side, row, row < pairs.row_end);
-    A sum = 0;
+    const Known<A> known(row_side, pairs.row(r), pairs.row(r) < pairs.row_end);
+#pragma unroll
+    for (int s = 0; s < kEach; ++s) g[r][s] = known.gradient(logit[r][s], tags.of_row(r, s));
+  }
+  if (column_side.lse != nullptr) {
+#pragma unroll
     for (int s = 0; s < kEach; ++s) {
-      if (!pairs.in_tile(r, s)) continue;
-      const int64_t column = pairs.column(s);
-      A g = 0;
-      if (pairs.compared(r, s)) {
-        g = of_row.gradient(logit[r][s], positive_of_row(positives, row, column));
-        if (column_side.lse != nullptr) {
-          const Known<A> of_column(column_side, column, true);
-          g += of_column.gradient(logit[r][s], positive_of_column(positives, row, column));
-        }
-        g *= scale;
-        sum += g * logit[r][s];
-      }
-      gradient[(row - tile.first_row) * tile.columns + column - tile.first_column] = g;
+      const Known<A> known(column_side, pairs.column(s), pairs.column(s) < pairs.column_end);
+#pragma unroll
+      for (int r = 0; r < kEach; ++r) g[r][s] += known.gradient(logit[r][s], tags.of_column(r, s));
+    }
+  }
+  const A scale = scale_of<A>(tile);
+#pragma unroll
+  for (int r = 0; r < kEach; ++r) {
+    A* const target = gradient + (pairs.row(r) - tile.first_row) * tile.columns - tile.first_column;
+    A sum = 0;
+#pragma unroll
+    for (int s = 0; s < kEach; ++s) {
+      const A value = pairs.compared(r, s) ? g[r][s] * scale : A(0);
+      if (pairs.compared(r, s)) sum += value * logit[r][s];
+      if (pairs.in_tile(r, s)) target[pairs.column(s)] = value;
     }
     part[threadIdx.x][Pairs::row_in_block(r)] = sum;
   }

@@ -41,15 +41,32 @@ struct Pairs {
   __device__ bool compared(int r, int s) const { return in_tile(r, s) && !(without_diagonal && row(r) == column(s)); }
 };
 
-// Whether a pair is a positive of its row, and of its column.
-__device__ inline bool positive_of_row(const Positives& positives, int64_t row, int64_t column) {
-  if (positives.row_labels != nullptr) return positives.row_labels[row] == positives.column_labels[column];
-  return positives.row_targets != nullptr && positives.row_targets[row] == column;
-}
-__device__ inline bool positive_of_column(const Positives& positives, int64_t row, int64_t column) {
-  if (positives.row_labels != nullptr) return positives.row_labels[row] == positives.column_labels[column];
-  return positives.column_targets != nullptr && positives.column_targets[column] == row;
-}
+// What tells whether a pair is a positive of its row, and of its column: that what the one wants is what the other is.
+struct Tags {
+  int32_t row_wants[kEach], row_is[kEach], column_wants[kEach], column_is[kEach];
+
+  __device__ Tags(const Positives& positives, const Pairs& pairs) {
+#pragma unroll
+    for (int n = 0; n < kEach; ++n) {
+      const int64_t row = pairs.row(n), column = pairs.column(n);
+      const auto of_row = [&](const int32_t* tags) { return row < pairs.row_end ? tags[row] : -1; };
+      const auto of_column = [&](const int32_t* tags) { return column < pairs.column_end ? tags[column] : -2; };
+      row_wants[n] = row_is[n] = -1;  // as Positives has it, these are equal to nothing
+      column_wants[n] = column_is[n] = -2;
+      if (positives.row_labels != nullptr) {
+        row_wants[n] = row_is[n] = of_row(positives.row_labels);
+        column_wants[n] = column_is[n] = of_column(positives.column_labels);
+      } else if (positives.row_targets != nullptr) {
+        row_wants[n] = of_row(positives.row_targets);
+        row_is[n] = static_cast<int32_t>(row);
+        column_is[n] = static_cast<int32_t>(column);
+        if (positives.column_targets != nullptr) column_wants[n] = of_column(positives.column_targets);
+      }
+    }
+  }
+  __device__ bool of_row(int r, int s) const { return row_wants[r] == column_is[s]; }
+  __device__ bool of_column(int r, int s) const { return column_wants[s] == row_is[r]; }
+};
 
 template <typename A>
 __device__ A scale_of(const PairTile& tile) {
