@@ -33,8 +33,8 @@ def test_every_barrier_is_needed(barrier: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", SPEC.small, ids=lambda given: given.name)
 def test_strips(given: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 2 rows and 3 columns: sums go on from one launch to the next, and no strip but the first begins at 0."""
-    monkeypatch.setattr(cuda.CudaTiles, "row_step", 2)
+    """Of 4 rows (2 with key=None) and 3 columns: sums go on from launch to launch, and strips begin anywhere."""
+    monkeypatch.setattr(cuda.CudaTiles, "row_step", 4)
     monkeypatch.setattr(cuda.CudaTiles, "column_step", 3)
     check(SPEC, given, EMULATED, given.inputs(torch.float32), torch.float32)
 
