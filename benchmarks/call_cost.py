@@ -63,6 +63,11 @@ def gated_dwconv() -> Made:
     return lambda: cpl_kernels.gated_dwconv(x, weight, backend="native"), [x, weight]
 
 
+def dwconv() -> Made:
+    x, weight = leaf(1, 4, 4, 4), leaf(4, 1, 3, 3)
+    return lambda: cpl_kernels.dwconv(x, weight, backend="native"), [x, weight]
+
+
 def feature_distances() -> Made:
     anchor, others = leaf(2, 4, 4, 4), torch.randn(4, 2, 4, 4, 4)
     return lambda: cpl_kernels.feature_distances(anchor, others, backend="native"), [anchor]
@@ -90,6 +95,7 @@ OPS: dict[str, Callable[[], Made]] = {
     "aggregate_prompts": aggregate_prompts,
     "sparse_prompt": sparse_prompt,
     "layer_norm2d": layer_norm2d,
+    "dwconv": dwconv,
     "gated_dwconv": gated_dwconv,
     "feature_distances": feature_distances,
 }

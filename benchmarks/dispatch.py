@@ -52,6 +52,15 @@ def gated_dwconv(elements: int, dtype: torch.dtype) -> Call:
     return lambda backend: (cpl_kernels.gated_dwconv(*leaves, backend=backend), leaves)
 
 
+def dwconv(elements: int, dtype: torch.dtype) -> Call:
+    side = round((elements / 144) ** 0.5)
+    leaves = [
+        torch.randn(shape, dtype=dtype, requires_grad=True)
+        for shape in ((1, 144, side, side), (144, 1, 3, 3))
+    ]
+    return lambda backend: (cpl_kernels.dwconv(*leaves, backend=backend), leaves)
+
+
 def channel_attention(elements: int, dtype: torch.dtype) -> Call:
     """One head of 48 channels, as the model's first level."""
     side = round((elements / 144) ** 0.5)
@@ -105,6 +114,7 @@ def info_nce(elements: int, dtype: torch.dtype) -> Call:
 
 OPS: dict[str, Callable[[int, torch.dtype], Call]] = {
     "layer_norm2d": layer_norm2d,
+    "dwconv": dwconv,
     "gated_dwconv": gated_dwconv,
     "channel_attention": channel_attention,
     "route_topk": route_topk,

@@ -65,6 +65,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("gated_dwconv_partial", &cpl::bind::gated_dwconv_partial);
   m.def("gated_dwconv_forward_cuda", &cpl::bind::gated_dwconv_forward_cuda, NoGil());
   m.def("gated_dwconv_backward_cuda", &cpl::bind::gated_dwconv_backward_cuda, NoGil());
+  m.def("info_nce_scratch", &cpl::bind::info_nce_scratch);
+  m.def("info_nce_sums_cuda", &cpl::bind::info_nce_sums_cuda, NoGil());
+  m.def("info_nce_gradient_cuda", &cpl::bind::info_nce_gradient_cuda, NoGil());
   m.def("layer_norm2d_partial_rows", &cpl::bind::layer_norm2d_partial_rows);
   m.def("layer_norm2d_forward_cuda", &cpl::bind::layer_norm2d_forward_cuda, NoGil());
   m.def("layer_norm2d_backward_cuda", &cpl::bind::layer_norm2d_backward_cuda, NoGil());

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cpl.nn.pointwise import pointwise_conv
-from cpl_kernels import channel_attention, gated_dwconv, layer_norm2d, sparse_prompt
+from cpl_kernels import channel_attention, dwconv, gated_dwconv, layer_norm2d, sparse_prompt
 
 Block = Any  # an nn.Module whose parts are known by name only
 Forward = Callable[[Block, Tensor], Tensor]
@@ -121,7 +121,8 @@ def _attention(module: Block) -> str | None:
 
 
 def _attention_forward(module: Block, x: Tensor) -> Tensor:
-    qkv = module.qkv_dwconv(_apply(module.qkv, x))
+    depthwise = module.qkv_dwconv
+    qkv = dwconv(_apply(module.qkv, x), depthwise.weight, depthwise.bias)
     return _apply(module.project_out, channel_attention(qkv, module.temperature))
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cpl.nn.pointwise import PointwiseConv
-from cpl_kernels import channel_attention
+from cpl_kernels import channel_attention, dwconv
 
 
 class MDTA(nn.Module):
@@ -37,5 +37,5 @@ class MDTA(nn.Module):
         self.project_out = PointwiseConv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv_dwconv(self.qkv(x))  # [B, 3C, H, W]
+        qkv = dwconv(self.qkv(x), self.qkv_dwconv.weight)  # [B, 3C, H, W]
         return self.project_out(channel_attention(qkv, self.temperature))

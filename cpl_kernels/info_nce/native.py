@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cpl_kernels.autocast import wide
 from cpl_kernels.core import DTYPE_CODES, core
-from cpl_kernels.info_nce import tiled
+from cpl_kernels.info_nce import compiled, tiled
 from cpl_kernels.info_nce.positives import Positives
 from cpl_kernels.info_nce.tiles import Place, Side, Sums, round_up
 
@@ -90,10 +90,10 @@ class NativeTiles:
         columns: Sums | None,
         positives: Positives | None,
     ) -> None:
-        tile, pairs = self._args(self._multiply(query, key, place), place), _addresses(positives)
-        core().info_nce_rows(tile, _sums(rows), pairs, self._threads)
+        tile, pairs = self._args(self._multiply(query, key, place), place), compiled.positives(positives)
+        core().info_nce_rows(tile, compiled.sums(rows), pairs, self._threads)
         if columns is not None:
-            core().info_nce_columns(tile, _sums(columns), pairs, self._threads)
+            core().info_nce_columns(tile, compiled.sums(columns), pairs, self._threads)
 
     def whole_rows(
         self, query: Tensor, key: Tensor, place: Place, sums: Sums, positives: Positives, side: Side
@@ -101,9 +101,9 @@ class NativeTiles:
         products = self._multiply(query, key, place)
         core().info_nce_whole_rows(
             self._args(products, place),
-            _sums(sums),
-            _addresses(positives),
-            _side(side),
+            compiled.sums(sums),
+            compiled.positives(positives),
+            compiled.side(side),
             self.dscale.data_ptr(),
             self._threads,
         )
@@ -121,9 +121,9 @@ class NativeTiles:
         products = self._multiply(query, key, place)
         core().info_nce_gradient(
             self._args(products, place),
-            _addresses(positives),
-            _side(rows),
-            _side(columns),
+            compiled.positives(positives),
+            compiled.side(rows),
+            compiled.side(columns),
             self.dscale.data_ptr(),
             self._threads,
         )
@@ -155,22 +155,3 @@ class NativeTiles:
             self.unit,
             DTYPE_CODES[products.dtype],
         )
-
-
-def _sums(sums: Sums) -> tuple[int, int]:
-    return sums.data.data_ptr(), sums.data.shape[1]
-
-
-def _addresses(positives: Positives | None) -> tuple[int, ...]:
-    if positives is None:
-        return 0, 0, 0, 0
-    p = positives
-    return tuple(map(_address, (p.row_targets, p.column_targets, p.row_labels, p.column_labels)))
-
-
-def _side(side: Side | None) -> tuple[int, ...]:
-    return (0, 0, 0) if side is None else tuple(map(_address, (side.lse, side.share, side.wanted)))
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()

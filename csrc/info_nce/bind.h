@@ -61,4 +61,31 @@ inline void info_nce_gradient(ProductTileArgs tile, PositivesArgs positives, Sid
                                  static_cast<double*>(pointer(dscale)), threads));
 }
 
+#if defined(CPL_WITH_CUDA)
+// addresses of query, key and temperature, features, first row, rows, first column, columns, without the diagonal,
+// dtype
+using PairTileArgs = std::tuple<Address, Address, Address, int64_t, int64_t, int64_t, int64_t, int64_t, bool, int>;
+
+inline PairTile pair_tile(const PairTileArgs& args) {
+  const auto& [query, key, temperature, features, first_row, rows, first_column, columns, without_diagonal, dtype] =
+      args;
+  return {pointer(query), pointer(key),     pointer(temperature),     features, first_row, rows, first_column,
+          columns,        without_diagonal, static_cast<DType>(dtype)};
+}
+
+inline int64_t info_nce_scratch(int64_t rows, int64_t columns) { return cuda::info_nce_scratch(rows, columns); }
+
+inline void info_nce_sums_cuda(PairTileArgs tile, PositivesArgs positives, SumsArgs rows, SumsArgs columns,
+                               Address scratch, Address stream) {
+  cuda::info_nce_sums(pair_tile(tile), positives_of(positives), sums_of(rows), sums_of(columns), pointer(scratch),
+                      pointer(stream));
+}
+
+inline void info_nce_gradient_cuda(PairTileArgs tile, PositivesArgs positives, SideArgs rows, SideArgs columns,
+                                   Address gradient, Address dscale, Address scratch, Address stream) {
+  cuda::info_nce_gradient(pair_tile(tile), positives_of(positives), side_of(rows), side_of(columns), pointer(gradient),
+                          static_cast<double*>(pointer(dscale)), pointer(scratch), pointer(stream));
+}
+#endif
+
 }  // namespace cpl::bind

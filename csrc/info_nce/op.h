@@ -1,7 +1,7 @@
-// info_nce: what its CPU kernels are called with.
+// info_nce: what its kernels are called with. Nothing of the size of the whole matrix is ever there.
 //
-// Python multiplies a tile of queries by a tile of keys (torch's GEMM); these kernels do the rest of the work on
-// the tile of products while it is in cache. Nothing of the size of the whole matrix is ever there.
+// On a CPU Python multiplies a tile of queries by a tile of keys (torch's GEMM), and the kernels do the rest of the
+// work on the tile of products while it is in cache. On CUDA the kernels multiply as well.
 #pragma once
 
 #include "common/dtype.h"
@@ -63,5 +63,37 @@ CPL_DECLARE_PER_ISA(void info_nce_whole_rows(const ProductTile& tile, const Sums
 // The gradient by the products over the products. columns.lse may be null: one direction.
 CPL_DECLARE_PER_ISA(void info_nce_gradient(const ProductTile& tile, const Positives& positives, const Side& rows,
                                            const Side& columns, double* dscale, int threads))
+
+#if defined(CPL_WITH_CUDA)
+// Neighbouring queries and keys, all of whose pairs make up a tile. A logit is a product divided by the temperature,
+// NaN if that is not positive.
+struct PairTile {
+  const void* query;        // [.., features], in one piece
+  const void* key;          // [.., features], in one piece
+  const void* temperature;  // one number, fp32 (fp64 for fp64 vectors), as are scratch memory, sides and gradients
+  int64_t features;
+  int64_t first_row;  // places of the first query and the first key: all arrays but the gradient begin at 0
+  int64_t rows;
+  int64_t first_column;
+  int64_t columns;
+  bool without_diagonal;  // the keys are the queries, and none is compared with itself
+  DType dtype;
+};
+
+namespace cuda {
+// Elements of the scratch buffer of a call, of either kind.
+int64_t info_nce_scratch(int64_t rows, int64_t columns);
+
+// Adds a tile to the sums of its rows and, unless columns.max is null, of its columns. What they hold is of logits, so
+// their scale is 1.
+void info_nce_sums(const PairTile& tile, const Positives& positives, const Sums& rows, const Sums& columns,
+                   void* scratch, void* stream);
+
+// gradient: [rows, columns] of the tile, by the products. columns.lse may be null: one direction. dscale: to it is
+// added, for each row, the sum of gradient * logit.
+void info_nce_gradient(const PairTile& tile, const Positives& positives, const Side& rows, const Side& columns,
+                       void* gradient, double* dscale, void* scratch, void* stream);
+}  // namespace cuda
+#endif
 
 }  // namespace cpl

@@ -13,6 +13,10 @@ from tests.kernels.triton_aot import Limit
 # than two programs would leave it, and spills seven.
 TRITON_LIMITS = {"forward_kernel": Limit(warps=8, spilled=8), "gradient_kernel": Limit(warps=16)}
 
+# Two blocks of 256 threads on a multiprocessor: a thread's 16 logits, their gradients and what tells positives apart
+# take 64 to 96 registers, in fp64 up to 128.
+CUDA_LIMITS = {"tile_sums": 128, "tile_gradient": 128, "add_parts": 64, "add_scale": 40}
+
 SIZES = {
     (4096, 4096, 128): "CLIP",
     (1000, 1003, 33): "odd sizes: no stride is divisible by 16",

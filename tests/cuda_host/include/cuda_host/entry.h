@@ -88,6 +88,14 @@ struct Decode<std::vector<T>> {
     return out;
   }
 };
+template <typename... Parts>
+struct Decode<std::tuple<Parts...>> {
+  static std::tuple<Parts...> from(Request& request) {
+    request.expect("t");
+    if (request.integer() != sizeof...(Parts)) throw std::invalid_argument("a tuple of another length");
+    return std::tuple<Parts...>{Decode<Parts>::from(request)...};  // braces: from left to right
+  }
+};
 
 // Runs an entry; gives what it returned, as text for Python ("None" or a number).
 using Entry = std::string (*)(Request&);
