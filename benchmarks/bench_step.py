@@ -3,11 +3,11 @@
     python -m benchmarks.bench_step --device cpu|cuda --out FILE.json [--seconds S] [--cases CASE ...] [--profile]
     python -m benchmarks.step.page FILE.json [--chart FILE.png] > FILE.md
 
-A training step is forward, L1 loss, backward and AdamW (fused); inference is a forward under no_grad. A case is written
-MODEL:BxHxW:float32|bfloat16:train|inference, with ":compiled" where torch.compile takes part, with ":profile" for the
-kernels that take the time; bfloat16 is autocast. FILE.json is written anew after each case, so what was measured
-before an interruption stays. An implementation that fails, crashes or is not ready in --ready-seconds is named and left
-out, and the others are measured.
+A training step is forward, L1 loss, backward and AdamW (fused); inference is a forward under no_grad. A case is
+written MODEL:BxHxW:float32|bfloat16:train|inference; bfloat16 is autocast. Behind it may stand ":blocks" or ":whole",
+where torch.compile takes part, of each block or of the network at once, or ":profile", for the kernels that take the
+time. FILE.json is written anew after each case, so what was measured before an interruption stays. An implementation
+that fails, crashes or is not ready in --ready-seconds is named and left out, and the others are measured.
 """
 
 from __future__ import annotations

@@ -96,6 +96,7 @@ class Measurement:
                 self.absent[name] = str(error)
             except TooSlow as error:
                 self.failed[name] = str(error)
+                stop_compilers(self.case)
             except Exception as error:  # also what a compiler or a driver raises
                 traceback.print_exc()
                 self.failed[name] = short(error)
@@ -198,8 +199,16 @@ def require_alive(device: torch.device, why: str) -> None:
         sys.exit(1)
 
 
+def stop_compilers(case: Case) -> None:
+    """What they still compile, nobody waits for; it would disturb what is timed."""
+    if case.kind in cases.COMPILED:
+        from torch._inductor import async_compile
+
+        async_compile.shutdown_compile_workers()
+
+
 def free(case: Case, device: torch.device) -> None:
-    if case.kind == "compiled":  # else its compiler need not even be imported
+    if case.kind in cases.COMPILED:  # else its compiler need not even be imported
         torch._dynamo.reset()
     gc.collect()
     if device.type == "cuda":
@@ -220,7 +229,7 @@ def main(kind: str, seconds: str, options: str) -> None:
     if asked["dry"]:
         harness.SECONDS, harness.LEAST_ROUNDS, harness.MOST_ROUNDS, harness.WARMUP = 0.0, 1, 1, 0
     if kind == "cpu":
-        torch.set_num_threads(THREADS)
+        torch.set_num_threads(1 if asked["dry"] else THREADS)  # a test's machine may be busy
     for spec in asked["cases"]:
         case = Case.parse(spec)
         if end - time.monotonic() < RESERVE[kind]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.step.cases import COMPILED
 
 KERNELS = 12  # of a profile; the rest stands in the JSON
 LONGEST_NAME = 90
@@ -21,7 +22,8 @@ def title(spec: str) -> str:
     model, size, dtype, mode, *kind = spec.split(":")
     precision = "bfloat16 autocast" if dtype == "bfloat16" else dtype
     what = "training step" if mode == "train" else "inference"
-    return f"{model}, {what}, {size}, {precision}{', with torch.compile' if kind == ['compiled'] else ''}"
+    extra = COMPILED.get(kind[0], kind[0]) if kind else ""
+    return f"{model}, {what}, {size}, {precision}{f', {extra}' if extra else ''}"
 
 
 def markdown(result: dict[str, Any]) -> str:

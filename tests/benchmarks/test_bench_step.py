@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ from benchmarks.step.cases import Case
 
 TINY = "cplir-tiny:1x16x16:float32:train"
 MISSING = {"case": TINY, "error": "not measured: the time was up"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Of images so small the barriers between threads would be all that takes time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +60,13 @@ def test_plain_is_the_same_function(
         network.zero_grad()
         restored.append(network(x))
         restored[-1].square().mean().backward()
-        gradients.append({name: p.grad for name, p in network.named_parameters()})
+        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
     torch.testing.assert_close(*restored, rtol=1e-5, atol=1e-5)
-    scale = max(float(g.abs().max()) for g in gradients[0].values())
+    assert gradients[0].keys() == gradients[1].keys() == dict(networks[0].named_parameters()).keys()
+    theirs = gradients[1]
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(
-            gradients[1][name], gradient, rtol=1e-3, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        far = float((theirs[name] - gradient).abs().max() / gradient.abs().max().clamp_min(1e-6))
+        assert far < 1e-3, name
 
 
 @pytest.mark.parametrize("name", ["cplir", "cplir-small", "promptir"])
@@ -95,7 +105,7 @@ def test_all_listed_cases_can_be_read_and_what_matters_comes_first() -> None:
         assert [str(Case.parse(spec)) for spec in specs] == list(specs)
         assert len(set(specs)) == len(specs)
     first = "cplir:8x128x128:bfloat16:train"
-    assert bench_step.listed([], "cuda", profile=True)[:3] == [first, f"{first}:compiled", f"{first}:profile"]
+    assert bench_step.listed([], "cuda", profile=True)[:3] == [first, f"{first}:blocks", f"{first}:profile"]
     assert bench_step.listed([TINY], "cpu", profile=True) == [TINY, f"{TINY}:profile"]
     with pytest.raises(ValueError, match="is no case"):
         Case.parse("cplir:8x128:bfloat16:train")
