@@ -30,7 +30,7 @@ from benchmarks import idle
 from benchmarks.facts import facts
 from benchmarks.gpu import machine
 from benchmarks.gpu.cases import read_lines
-from benchmarks.gpu.stages import ROOT, write
+from benchmarks.gpu.stages import ROOT, end_session, json_lines, write
 from benchmarks.step.cases import DEFAULT, Case
 
 READY_SECONDS = {"cuda": 100.0, "cpu": 600.0}
@@ -53,6 +53,7 @@ def measured(
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # so that compilers of its own are ended with it
         )
         lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=read_lines, args=(worker, lines), daemon=True).start()
@@ -68,7 +69,7 @@ def measured(
                         break
                     why = f"no word in {quiet:.0f} s"
                     continue
-                said = json.loads(line) if line and line.startswith("{") else {}
+                said = next(iter(json_lines(line or "")), {})
                 if line is None:
                     why = f"the process ended with {worker.wait()}"
                 elif "trying" in said:
@@ -82,8 +83,7 @@ def measured(
                     left.pop(0)
                     trying, left_out, answered = None, {}, True
         finally:
-            worker.kill()
-            worker.wait()
+            end_session(worker)
         if trying is not None and why:
             left_out[trying] = why
         elif why and not answered:  # one that has answered may end: the next one goes on

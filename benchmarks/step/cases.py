@@ -19,6 +19,7 @@ from cpl.models import MODELS, create_model
 from cpl.nn import TransformerBlock
 
 LEARNING_RATE = 1e-6  # the weights hardly move while they are measured
+PLAIN = "plain"  # eager: the definition
 KINDS = ("eager", "blocks", "whole", "profile")
 COMPILED = {"blocks": "torch.compile of its blocks", "whole": "torch.compile"}
 SPEC = re.compile(
@@ -117,7 +118,7 @@ def variants(case: Case, device: str, compile_ours: bool = False) -> dict[str, V
     """By name; the first is what the others' ratios are to."""
     cuda, train = device == "cuda", case.mode == "train"
     first = "triton" if cuda else ""
-    best, plain = f"{OURS} ({first or 'default'})", "plain"
+    best, plain = f"{OURS} ({first or 'default'})", PLAIN
     found = {best: Variant(backend=first), plain: Variant(plain=True)}
     if case.kind in COMPILED:
         compiled = COMPILED[case.kind]
