@@ -144,6 +144,8 @@ def main(argv: list[str] | None = None) -> None:
         specs = listed(args.cases, args.device, args.profile)
     except ValueError as error:
         parser.error(str(error))
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA GPU here that torch can use; --device cpu measures on the CPU")
     if args.device == "cpu" and not args.dry:
         idle.require()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running process is ended too
