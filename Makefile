@@ -57,7 +57,8 @@ format: $(INSTALLED)  ## Format everything in place
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-BENCHES := $(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py))
+# bench_step.py measures no op but the whole network, by a command of its own.
+BENCHES := $(filter-out step,$(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py)))
 
 bench: $(INSTALLED)  ## A look at every kernel on this CPU (which must be idle): two sizes of each, in ten minutes
 	mkdir -p build/bench
@@ -73,6 +74,10 @@ bench-defaults: $(INSTALLED)
 
 bench-calls: $(INSTALLED)
 	$(BIN)/python -m benchmarks.call_cost --out benchmarks/results/cpu_call_cost.json
+
+bench-step: $(INSTALLED)  ## The whole network, training and inference, ours against plain PyTorch; two hours on a CPU
+	$(BIN)/python -m benchmarks.bench_step --device cpu --out benchmarks/results/cpu_step.json
+	$(BIN)/python -m benchmarks.step.page benchmarks/results/cpu_step.json --chart benchmarks/results/cpu_step.png > benchmarks/results/cpu_step.md
 
 bench-%: $(INSTALLED)
 	$(BIN)/python -m pytest benchmarks/bench_$*.py --benchmark-json=benchmarks/results/cpu_$*.json

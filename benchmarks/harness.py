@@ -14,13 +14,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import cpl_kernels
+from benchmarks.ops import OPS as OPS
 
 Function = Callable[..., Tensor]
 Calls = dict[str, Callable[[], Any]]
@@ -96,9 +96,6 @@ class Bench:
 
     def group(self, problem: Problem, dtype: str, passes: str) -> str:
         return f"{self.op} {problem.id} {dtype} {passes}"
-
-
-OPS = tuple(sorted(p.stem.removeprefix("bench_") for p in Path(__file__).parent.glob("bench_*.py")))
 
 
 def load(op: str) -> Bench:

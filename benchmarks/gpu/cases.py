@@ -54,7 +54,7 @@ def measured(
     while left and time.monotonic() < end:
         worker = subprocess.Popen([*command, json.dumps(left)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         lines: queue.Queue[str | None] = queue.Queue()
-        reader = threading.Thread(target=_read, args=(worker, lines), daemon=True)
+        reader = threading.Thread(target=read_lines, args=(worker, lines), daemon=True)
         reader.start()
         try:
             trouble = ""
@@ -83,7 +83,7 @@ def measured(
         yield {"case": case, "error": "not measured: the time was up"}
 
 
-def _read(worker: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
+def read_lines(worker: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
     assert worker.stdout is not None
     for line in worker.stdout:
         lines.put(line)

@@ -1,0 +1,47 @@
+"""Peak memory of a step on a CPU: python -m benchmarks.step.peaks SPEC THREADS NAME ...
+
+A line of JSON for each name, measured as benchmarks/memory.py does: in a fork of a process that has no thread and no
+tensor, the second step, how far the resident set rises above the weights and the optimizer's state. What
+torch.compile makes is left out: it would be compiled again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import torch
+
+from benchmarks import memory
+from benchmarks.gpu.stages import ROOT, json_lines
+from benchmarks.step import cases
+from benchmarks.step.cases import Case, Step, Variant
+
+
+def of(case: Case, names: tuple[str, ...]) -> dict[str, int | None]:
+    """Name -> bytes of those that could be measured."""
+    command = [sys.executable, "-m", "benchmarks.step.peaks", str(case), str(torch.get_num_threads())]
+    done = subprocess.run([*command, *names], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return {found["name"]: found["peak_bytes"] for found in json_lines(done.stdout)}
+
+
+def main(spec: str, threads: str, *names: str) -> None:
+    torch.set_num_threads(1)  # before the fork: see memory.py
+    case = Case.parse(spec)
+    listed = cases.variants(case, "cpu", compile_ours=True)
+    for name in names:
+        if not listed[name].compiled:
+            memory.in_a_process_of_its_own(lambda n=name: _print_peak(case, n, listed[n], int(threads)))
+
+
+def _print_peak(case: Case, name: str, variant: Variant, threads: int) -> None:
+    torch.set_num_threads(threads)
+    cpu = torch.device("cpu")
+    step = Step(case, variant, cpu, cases.fresh_weights(case.model, cpu))
+    step.run()
+    print(json.dumps({"name": name, "peak_bytes": memory.peak(step.run)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,195 @@
+"""Steps of the whole network: the plain one is the same function, and the command measures what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import cpl
+from benchmarks import bench_step, harness
+from benchmarks.gpu import stages
+from benchmarks.plain import Block, PlainRestorer
+from benchmarks.step import cases, measure, page, warm
+from benchmarks.step.cases import Case
+
+TINY = "cplir-tiny:1x16x16:float32:train"
+MISSING = {"case": TINY, "error": "not measured: the time was up"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Of images so small the barriers between threads would be all that takes time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[torch.nn.Module, PlainRestorer]:
+    torch.manual_seed(0)
+    ours = cpl.create_model("cplir-tiny", top_k=2)
+    for parameter in ours.parameters():  # off where a fresh norm or temperature does nothing
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    plain = PlainRestorer(ours.config)
+    plain.load_state_dict(ours.state_dict())
+    return ours, plain
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("size", [(2, 16, 24), (1, 13, 9), (1, 3, 1)])
+def test_plain_is_the_same_function(
+    networks: tuple[torch.nn.Module, PlainRestorer], size: tuple[int, int, int], checkpointed: bool
+) -> None:
+    batch, *image = size
+    x = torch.rand(batch, 3, *image, generator=torch.Generator().manual_seed(1))
+    for part in networks[1].modules():
+        if isinstance(part, Block):
+            part.checkpointed = checkpointed
+    restored, gradients = [], []
+    for network in networks:
+        network.zero_grad()
+        restored.append(network(x))
+        restored[-1].square().mean().backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*restored, rtol=1e-5, atol=1e-5)
+    assert gradients[0].keys() == gradients[1].keys() == dict(networks[0].named_parameters()).keys()
+    theirs = gradients[1]
+    for name, gradient in gradients[0].items():
+        far = float((theirs[name] - gradient).abs().max() / gradient.abs().max().clamp_min(1e-6))
+        assert far < 1e-3, name
+
+
+@pytest.mark.parametrize("name", ["cplir", "cplir-small", "promptir"])
+def test_plain_has_the_names_and_shapes_of_ours(name: str) -> None:
+    ours, plain = cases.empty(name, plain=False), cases.empty(name, plain=True)
+    shapes = [{key: value.shape for key, value in one.state_dict().items()} for one in (ours, plain)]
+    assert shapes[0] == shapes[1]
+
+
+def test_plain_says_what_it_was_not_written_for() -> None:
+    with pytest.raises(ValueError, match="cplir networks"):
+        PlainRestorer(cpl.models.MODELS["restormer"])
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dry, with a profile: each implementation is there, and page and chart can be made of it."""
+    out = tmp_path / "step.json"
+    monkeypatch.setattr(bench_step.signal, "signal", lambda *_: None)  # the tests' own stays
+    bench_step.main(["--device", "cpu", "--out", str(out), "--dry", "--cases", TINY, "--profile"])
+    result = json.loads(out.read_text())
+    step, profile = result["cases"]
+    names = {"ours (default)", "plain", "ours (reference)", "plain, checkpoint of its blocks"}
+    assert {row["name"] for row in step["rows"]} == names
+    assert step["failed"] == step["absent"] == profile["failed"] == {}
+    assert all(row["peak_bytes"] > 0 and row["seconds"] > 0 for row in step["rows"])
+    assert len({round(row["gradient_norm"], 4) for row in step["rows"]}) == 1
+    assert 0 < len(profile["profile"]["plain"]["top"]) <= 25
+    written = page.markdown({**result, "cases": [*result["cases"], MISSING]})
+    assert all(name in written for name in (*names, "A dry run", "the time was up"))
+    page.report.chart(page.as_report(result), tmp_path / "step.png")
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_all_listed_cases_can_be_read_and_what_matters_comes_first() -> None:
+    for specs in cases.DEFAULT.values():
+        assert [str(Case.parse(spec)) for spec in specs] == list(specs)
+        assert len(set(specs)) == len(specs)
+    first = "cplir:8x128x128:bfloat16:train"
+    assert bench_step.listed([], "cuda", profile=True)[:3] == [first, f"{first}:blocks", f"{first}:profile"]
+    assert bench_step.listed([TINY], "cpu", profile=True) == [TINY, f"{TINY}:profile"]
+    with pytest.raises(ValueError, match="is no case"):
+        Case.parse("cplir:8x128:bfloat16:train")
+
+
+def test_ours_on_triton_is_the_unit_on_a_gpu() -> None:
+    for spec in cases.CUDA:
+        names = list(cases.variants(Case.parse(spec), "cuda"))
+        assert harness.unit_of(dict.fromkeys(names)) == names[0] == "ours (triton)"
+        assert names[1] == "plain"
+
+
+def test_it_is_no_op() -> None:
+    assert "step" not in harness.OPS
+    assert "step" not in stages.known_ops()
+
+
+@pytest.fixture
+def measurement(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def make(spec: str, **options: Any) -> measure.Measurement:
+        asked = {"left_out": {}, "compile_ours": False, "ready_seconds": 60.0, **options}
+        return measure.Measurement(Case.parse(spec), torch.device("cpu"), time.monotonic() + 600, asked)
+
+    return make
+
+
+def test_one_that_is_wrong_slow_or_left_out_is_named_and_the_others_are_ready(
+    measurement: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = cases.Step.look
+
+    def look(step: cases.Step) -> dict[str, float]:
+        if step.variant.backend == "reference":
+            with measure.at_most(0.05):
+                time.sleep(5)
+        found = genuine(step)
+        return {**found, "loss": found["loss"] * 1.01} if step.variant.checkpointed else found
+
+    monkeypatch.setattr(cases.Step, "look", look)
+    one = measurement(TINY)
+    one.prepare()
+    assert set(one.calls) == {"ours (default)", "plain"}
+    assert "was not ready" in one.failed["ours (reference)"]
+    assert "its loss is" in one.failed["plain, checkpoint of its blocks"]
+    other = measurement(TINY, left_out={"plain": "it crashed"})
+    other.prepare()
+    assert other.failed["plain"] == "it crashed"
+    assert "plain" not in other.calls
+
+
+WORKER = """\
+import json, os, sys
+asked = json.loads(sys.argv[-1])
+for spec in asked["cases"]:
+    print(json.dumps({"trying": "bad"}), flush=True)
+    if spec == "b" and "bad" not in asked["left_out"]:
+        os.abort()
+    print(json.dumps({"trying": None}), flush=True)
+    if spec == "c":
+        sys.exit(3)
+    print("a library's word", flush=True)
+    print(json.dumps({"case": spec, "failed": asked["left_out"]}), flush=True)
+    asked["left_out"] = {}
+"""
+
+
+def test_a_crash_costs_one_implementation_or_one_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "benchmarks" / "step").mkdir(parents=True)
+    for name in ("", "step/"):
+        (tmp_path / "benchmarks" / name / "__init__.py").touch()
+    (tmp_path / "benchmarks" / "step" / "measure.py").write_text(WORKER)
+    monkeypatch.setattr(bench_step, "ROOT", tmp_path)
+    monkeypatch.delitem(os.environ, "PYTHONPATH", raising=False)
+    found = list(bench_step.measured("abcd", "cpu", 60.0, {"ready_seconds": 9.0, "warmed": []}))
+    assert [one["case"] for one in found] == list("abcd")
+    assert "ended with -6" in found[1]["failed"]["bad"]
+    assert found[2]["error"] == "the process ended with 3"
+    assert found[0]["failed"] == found[3]["failed"] == {}
+    assert list(bench_step.measured("a", "cpu", 1.0, {})) == [{**MISSING, "case": "a"}]
+
+
+def test_the_parts_that_are_compiled_beforehand_are_the_networks() -> None:
+    case = Case.parse("cplir-tiny:1x16x16:bfloat16:train")
+    found = warm.parts(case)
+    assert found["latent.0"] == (torch.Size([1, 128, 2, 2]), torch.bfloat16)
+    assert len({shape for shape, _ in found.values()}) > 6
+    assert sum(warm.run(case, torch.device("cpu"), i, 4) for i in range(4)) == len(found)
