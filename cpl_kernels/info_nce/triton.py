@@ -21,8 +21,12 @@ from cpl_kernels.info_nce import tiled
 from cpl_kernels.info_nce.positives import Positives
 from cpl_kernels.info_nce.tiles import Place, Side, Sums
 
-BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_FEATURES, WARPS = 64, 64, 32, 8
-COLUMNS_OF_PROGRAM = 512  # of the forward: enough programs for a GPU at 1024 rows and columns
+# Rows, columns and features of a block, warps: in fp32, which has no tensor cores, and in 16 bits for few and for many
+# blocks (measured on an H200).
+WIDE, NARROW_FEW, NARROW_MANY = (64, 64, 32, 8), (64, 64, 64, 4), (128, 128, 64, 8)
+PROGRAMS = 264  # wanted: two for each of 132 multiprocessors
+MOST_COLUMNS = 2048  # of a program of the forward
+MERGED, MERGE_WARPS = 256, 4  # rows of a program that puts partial sums together
 NO_TAGS, BY_PLACE, BY_LABEL = 0, 1, 2
 
 
@@ -161,10 +165,34 @@ def gradient_kernel(
     tl.store(at, g.to(gradient.dtype.element_ty), (row < row_end)[:, None] & (column < column_end)[None, :])
 
 
+@triton.jit
+def merge_kernel(parts, data, count, rows, first, every, BLOCK: tl.constexpr):
+    """Adds parts [count, 3, rows] to the sums data [3, every] from ``first`` on, in fp64 and in order."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = row < rows
+    known = data + first + row
+    before = tl.load(known, real, float("-inf"))
+    largest = before
+    for part in range(count):
+        at = parts + tl.cast(part, tl.int64) * 3 * rows + row
+        largest = tl.maximum(largest, tl.load(at, real, float("-inf")).to(tl.float64), tl.PropagateNan.ALL)
+    base = tl.where(largest == float("-inf"), 0.0, largest)  # of a row that has seen nothing: exp(-inf - 0) is 0
+    total = tl.load(known + every, real, 0.0) * tl.exp((before - base).to(tl.float32)).to(tl.float64)
+    positive = tl.load(known + 2 * tl.cast(every, tl.int64), real, 0.0)
+    for part in range(count):
+        at = parts + tl.cast(part, tl.int64) * 3 * rows + row
+        factor = tl.exp((tl.load(at, real, float("-inf")).to(tl.float64) - base).to(tl.float32))
+        total += tl.load(at + rows, real, 0.0).to(tl.float64) * factor.to(tl.float64)
+        positive += tl.load(at + 2 * tl.cast(rows, tl.int64), real, 0.0).to(tl.float64)
+    tl.store(known, largest, real)
+    tl.store(known + every, total, real)
+    tl.store(known + 2 * tl.cast(every, tl.int64), positive, real)
+
+
 class TritonTiles:
     """Strips of the matrix; each is a launch of many programs."""
 
-    row_step, column_step = 1024, 8192  # 32 MiB of gradients in fp32
+    row_step, column_step = 4096, 8192  # 64 MiB of gradients in bf16
     multiple, unit = 1, 1.0
 
     def __init__(self, query: Tensor, temperature: Tensor) -> None:
@@ -197,14 +225,16 @@ class TritonTiles:
     ) -> None:
         size = self._size(query, place)
         _, height, _, width, _ = size
-        grid = (triton.cdiv(height, BLOCK_ROWS), triton.cdiv(width, COLUMNS_OF_PROGRAM))
+        constants = self._constants(query, place)
+        step = _columns_of_program(height, width, constants["BLOCK_M"], constants["BLOCK_N"])
+        grid = (triton.cdiv(height, constants["BLOCK_M"]), triton.cdiv(width, step))
         of_rows = torch.empty((grid[1], 3, height), dtype=torch.float32, device=query.device)
         parts = grid[0] if columns is not None else 0
         of_columns = torch.empty((parts, 3, width), dtype=torch.float32, device=query.device)
         tags, row_tags, column_tags = self._tags(positives)
         forward_kernel[grid](
             query, key, self._temperature, row_tags, column_tags, of_rows, of_columns, *size,
-            TAGS=tags, COLUMNS=columns is not None, STEP=COLUMNS_OF_PROGRAM, **self._constants(place),
+            TAGS=tags, COLUMNS=columns is not None, STEP=step, **constants,
         )  # fmt: skip
         _merge(rows, place.rows.first, of_rows)
         if columns is not None:
@@ -221,7 +251,8 @@ class TritonTiles:
     ) -> Tensor:
         size = self._size(query, place)
         _, height, _, width, _ = size
-        grid = (triton.cdiv(height, BLOCK_ROWS), triton.cdiv(width, BLOCK_COLUMNS))
+        constants = self._constants(query, place)
+        grid = (triton.cdiv(height, constants["BLOCK_M"]), triton.cdiv(width, constants["BLOCK_N"]))
         gradient = torch.empty((height, width), dtype=self._factor_dtype(query.dtype), device=query.device)
         of_scale = torch.empty((grid[1], height), dtype=torch.float32, device=query.device)
         tags, row_tags, column_tags = self._tags(positives)
@@ -230,9 +261,9 @@ class TritonTiles:
             query, key, self._temperature, row_tags, column_tags,
             rows.lse, rows.share, rows.wanted, other.lse, other.share, other.wanted,
             gradient, of_scale, *size,
-            TAGS=tags, COLUMNS=columns is not None, **self._constants(place),
+            TAGS=tags, COLUMNS=columns is not None, **constants,
         )  # fmt: skip
-        place.rows.of(self.dscale).add_(of_scale.double().sum(0))
+        place.rows.of(self.dscale).add_(of_scale.sum(0, dtype=torch.float64))
         return gradient
 
     def _tags(self, positives: Positives | None) -> tuple[int, Tensor, Tensor]:
@@ -250,27 +281,34 @@ class TritonTiles:
         i, j = place.rows, place.columns
         return i.first, i.end - i.first, j.first, j.end - j.first, query.shape[1]
 
-    def _constants(self, place: Place) -> dict[str, Any]:
+    def _constants(self, query: Tensor, place: Place) -> dict[str, Any]:
+        rows, columns = (span.end - span.first for span in (place.rows, place.columns))
+        blocks = WIDE
+        if query.dtype != torch.float32:
+            many = triton.cdiv(rows, NARROW_MANY[0]) * triton.cdiv(columns, NARROW_MANY[1]) >= PROGRAMS
+            blocks = NARROW_MANY if many else NARROW_FEW
         return {
             "DIAGONAL": place.without_diagonal,
             "WIDEN": self._widen,
-            "BLOCK_M": BLOCK_ROWS,
-            "BLOCK_N": BLOCK_COLUMNS,
-            "BLOCK_D": BLOCK_FEATURES,
-            "num_warps": WARPS,
+            **dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_D", "num_warps"), blocks, strict=True)),
         }
+
+
+def _columns_of_program(height: int, width: int, rows: int, columns: int) -> int:
+    """Of the forward: as many as leave enough programs; a power of two times ``columns``."""
+    step = columns
+    while 2 * step <= MOST_COLUMNS and triton.cdiv(height, rows) * triton.cdiv(width, 2 * step) >= PROGRAMS:
+        step *= 2
+    return step
 
 
 def _merge(sums: Sums, first: int, parts: Tensor) -> None:
     """Adds partial sums [parts, 3, n] to those from ``first`` on."""
-    known = sums.data[:, first : first + parts.shape[2]]
-    every = torch.cat((known.unsqueeze(0), parts.double()))
-    largest = every[:, 0].amax(0)
-    # 0 where nothing was seen yet: exp(-inf - 0) is 0.
-    factors = torch.exp(every[:, 0] - torch.where(largest == -torch.inf, 0.0, largest))
-    known[0] = largest
-    known[1] = (every[:, 1] * factors).sum(0)
-    known[2] = every[:, 2].sum(0)
+    count, _, rows = parts.shape
+    if parts.numel():
+        merge_kernel[(triton.cdiv(rows, MERGED),)](
+            parts, sums.data, count, rows, first, sums.data.shape[1], BLOCK=MERGED, num_warps=MERGE_WARPS
+        )  # fmt: skip
 
 
 def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
