@@ -1,4 +1,4 @@
-// channel_attention on CUDA, in fp32 (fp64 for fp64 images) without tensor cores.
+// channel_attention on CUDA: on the tensor cores with fp32's accuracy, fp64 images in fp64 without them.
 //
 // The pixels of a head are cut into slices, each of which leaves the products of its channels (forward of q and k, with
 // their norms; backward of dy and v); the slices are added in order. No atomics: the same bits every time.
@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <type_traits>
 
+#include "channel_attention/cuda_apply.h"
+#include "channel_attention/cuda_products.h"
 #include "channel_attention/cuda_small.h"
 #include "channel_attention/cuda_tiles.h"
 #include "channel_attention/op.h"
@@ -13,8 +15,9 @@
 namespace cpl::cuda {
 namespace {
 
-constexpr int64_t kBlocksWanted = 528;  // of `products`: four for each of 132 multiprocessors
-constexpr int64_t kLeastSlice = 256;    // pixels: below this a slice's sums take as long to add up as to make
+constexpr int64_t kProductBlocks = 132;  // wanted: one for each multiprocessor, as all of its registers are taken
+constexpr int64_t kApplyBlocksWanted = kApplyBlocks * 132;
+constexpr int64_t kSliceUnit = 256;  // pixels: a chunk for each warp of a block
 
 unsigned grid_size(int64_t blocks, int64_t most = 0x7fffffff) {
   if (blocks > most) throw std::invalid_argument("channel_attention: more blocks than a grid has; split the batch");
@@ -27,11 +30,13 @@ unsigned tiles(const ChannelAttentionSize& size) { return grid_size(up(size.widt
 
 int64_t heads_of(const ChannelAttentionSize& size) { return size.batch * size.heads; }
 
+// Blocks of `products_mma` along each side of a head's matrix.
+int64_t product_blocks(const ChannelAttentionSize& size) { return size.width > kBand ? up(size.width, 2 * kBand) : 1; }
+
 // A function of the size alone, so that sums have the same order every time.
 int64_t slice_pixels(const ChannelAttentionSize& size) {
-  const int64_t across = up(size.width, kTile), wanted = kBlocksWanted / (heads_of(size) * across * across);
-  const int64_t even = up(up(size.pixels, wanted > 1 ? wanted : 1), kStep) * kStep;
-  return even > kLeastSlice ? even : kLeastSlice;
+  const int64_t across = product_blocks(size), wanted = kProductBlocks / (heads_of(size) * across * across);
+  return up(up(size.pixels, wanted > 1 ? wanted : 1), kSliceUnit) * kSliceUnit;
 }
 
 // The scratch buffer of a call, cut up.
@@ -69,12 +74,87 @@ Heads<A> heads(const Args& args, const Scratch<A>& scratch) {
           scratch.attention,    scratch.sums.products, scratch.sums.squares, scratch.sums.slices};
 }
 
-dim3 products_grid(const ChannelAttentionSize& size, int64_t slices) {
-  return dim3(grid_size(heads_of(size) * slices), tiles(size), tiles(size));
+// Whether rows of pixels can be read and written 16 bytes at a time.
+template <typename T>
+bool wide(const ImageView& view, const ChannelAttentionSize& size) {
+  constexpr int64_t kElements = 16 / sizeof(T);
+  return view.stride_pixel == 1 && size.pixels % kElements == 0 && view.stride_channel % kElements == 0 &&
+         view.stride_batch % kElements == 0 && reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
 }
 
-dim3 apply_grid(const ChannelAttentionSize& size, unsigned factors) {
-  return dim3(grid_size(heads_of(size) * up(size.pixels, kTile)), tiles(size), factors);
+template <bool kSquares, typename T, typename A>
+void launch_products(const ImageView& x, int x_third, const ImageView& y, int y_third, const ChannelAttentionSize& size,
+                     const Sums<A>& sums, void* stream) {
+  const unsigned heads = grid_size(heads_of(size) * sums.slices);
+  if constexpr (std::is_same_v<T, double>) {
+    CPL_LAUNCH((products<kSquares, T, A>), dim3(heads, tiles(size), tiles(size)), dim3(kSide, kSide), 0, stream, x,
+               x_third, y, y_third, size, sums);
+  } else {
+    const unsigned across = grid_size(product_blocks(size), 65535);
+    const dim3 grid(heads, across, across), block(kProductThreads);
+    if (wide<T>(x, size) && wide<T>(y, size)) {
+      CPL_LAUNCH((products_mma<kSquares, true, T>), grid, block, 0, stream, x, x_third, y, y_third, size, sums);
+    } else {
+      CPL_LAUNCH((products_mma<kSquares, false, T>), grid, block, 0, stream, x, x_third, y, y_third, size, sums);
+    }
+  }
+}
+
+// Fragments of more than 48 KiB have to be asked for.
+template <typename Kernel>
+size_t allow_shared(Kernel* kernel, size_t bytes) {
+  if (bytes > 48 * 1024) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+          "channel_attention");
+  }
+  return bytes;
+}
+
+template <bool kWide, typename T>
+void launch_apply_mma(const Roles& roles, const ImageView& z, const ChannelAttentionSize& size, void* stream) {
+  if (size.width > 1 << 24) throw std::invalid_argument("channel_attention: more than 2^24 channels in a head");
+  Walk walk;
+  walk.groups = size.width > kOutRows ? 2 : 1;
+  walk.bands = static_cast<unsigned>(up(size.width, kOutRows * walk.groups));
+  const int64_t steps = up(size.width, 8), pieces = heads_of(size) * roles.count * walk.bands;
+  walk.kept = static_cast<int>(steps < kKept ? steps : kKept);
+  const int64_t rounds = up(size.pixels, kApplyWarps / walk.groups * kPixels);
+  const int64_t wanted = kApplyBlocksWanted > pieces ? kApplyBlocksWanted / pieces : 1;
+  const int64_t walkers = up(rounds, up(rounds, wanted));  // as many rounds for each
+  walk.rounds = grid_size(rounds);
+  walk.walkers = grid_size(walkers);
+  const size_t bytes = sizeof(Fragment) * static_cast<size_t>(walk.groups * kOutTiles * walk.kept);
+  CPL_LAUNCH((apply_mma<kWide, T>), grid_size(pieces * walkers), dim3(kApplyThreads),
+             allow_shared(apply_mma<kWide, T>, bytes), stream, roles, z, size, walk);
+}
+
+template <typename A>
+struct Step {
+  Factor<A> factor;
+  const ImageView& x;
+};
+
+template <typename T, typename A, int kSteps>
+void launch_apply(const Step<A> (&steps)[kSteps], const ImageView& z, const ChannelAttentionSize& size, void* stream) {
+  if constexpr (std::is_same_v<T, double>) {
+    const dim3 grid(grid_size(heads_of(size) * up(size.pixels, kTile)), tiles(size));
+    for (const Step<A>& step : steps) {
+      CPL_LAUNCH((apply<T, A>), grid, dim3(kSide, kSide), 0, stream, step.x, z, size, step.factor, step.factor);
+    }
+  } else {
+    static_assert(kSteps <= kRoles);
+    Roles roles{};
+    bool all_wide = wide<T>(z, size);
+    for (const Step<A>& step : steps) {
+      roles.role[roles.count++] = {step.factor, step.x};
+      all_wide = all_wide && wide<T>(step.x, size);
+    }
+    if (all_wide) {
+      launch_apply_mma<true, T>(roles, z, size, stream);
+    } else {
+      launch_apply_mma<false, T>(roles, z, size, stream);
+    }
+  }
 }
 
 }  // namespace
@@ -87,13 +167,11 @@ void channel_attention_forward(const ChannelAttentionForward& args, void* memory
     using A = typename Arithmetic<T>::type;
     const ChannelAttentionSize& size = args.size;
     const Scratch<A> scratch(size, memory);
-    const dim3 block(kSide, kSide);
-    CPL_LAUNCH((products<true, T, A>), products_grid(size, scratch.sums.slices), block, 0, stream, args.qkv, 0,
-               args.qkv, 1, size, scratch.sums);
+    launch_products<true, T>(args.qkv, 0, args.qkv, 1, size, scratch.sums, stream);
     CPL_LAUNCH((forward_rows<A>), grid_size(up(heads_of(size) * size.width, kRows)), dim3(kWarp, kRows), 0, stream,
                size, heads<A>(args, scratch));
-    const Factor<A> attention{scratch.attention, nullptr, false, 2, 0, 0};
-    CPL_LAUNCH((apply<T, A>), apply_grid(size, 1), block, 0, stream, args.qkv, args.y, size, attention, attention);
+    const Step<A> steps[] = {{{scratch.attention, nullptr, false, 2, 0, 0}, args.qkv}};
+    launch_apply<T>(steps, args.y, size, stream);
   });
 }
 
@@ -105,20 +183,17 @@ void channel_attention_backward(const ChannelAttentionBackward& args, void* memo
     const Scratch<A> scratch(size, memory);
     const Heads<A> all = heads<A>(args, scratch);
     const int64_t rows = heads_of(size) * size.width;
-    const dim3 block(kSide, kSide);
-    CPL_LAUNCH((products<false, T, A>), products_grid(size, scratch.sums.slices), block, 0, stream, args.dy, 0,
-               args.qkv, 2, size, scratch.sums);
+    launch_products<false, T>(args.dy, 0, args.qkv, 2, size, scratch.sums, stream);
     CPL_LAUNCH((backward_rows<A>), grid_size(up(rows, kRows)), dim3(kWarp, kRows), 0, stream, size, all, scratch.matrix,
                scratch.projections, scratch.share);
     CPL_LAUNCH((backward_columns<A>), grid_size(up(rows, kWarp * kRows)), dim3(kWarp * kRows), 0, stream, size, all,
                static_cast<const A*>(scratch.matrix), scratch.projections);
     CPL_LAUNCH((sum_temperature<A>), grid_size(size.heads), dim3(kWarp), 0, stream, size,
                static_cast<const A*>(scratch.share), static_cast<A*>(args.dtemperature));
-    const Factor<A> to_v{scratch.attention, nullptr, true, 0, 2, 0};
-    CPL_LAUNCH((apply<T, A>), apply_grid(size, 1), block, 0, stream, args.dy, args.dqkv, size, to_v, to_v);
-    const Factor<A> to_q{scratch.matrix, scratch.projections, false, 1, 0, 0};
-    const Factor<A> to_k{scratch.matrix, scratch.projections, true, 0, 1, 1};
-    CPL_LAUNCH((apply<T, A>), apply_grid(size, 2), block, 0, stream, args.qkv, args.dqkv, size, to_q, to_k);
+    const Step<A> steps[] = {{{scratch.matrix, scratch.projections, false, 1, 0, 0}, args.qkv},
+                             {{scratch.matrix, scratch.projections, true, 0, 1, 1}, args.qkv},
+                             {{scratch.attention, nullptr, true, 0, 2, 0}, args.dy}};
+    launch_apply<T>(steps, args.dqkv, size, stream);
   });
 }
 

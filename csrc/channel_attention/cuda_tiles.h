@@ -1,9 +1,11 @@
-// The two matrix products of channel_attention on CUDA: tiles of 64 x 64 results, each thread with 4 x 4 of them, over
-// steps of 32 that lie in shared memory. A tile is read along whichever of pixels and channels lie side by side.
+// The two matrix products of channel_attention without tensor cores, for fp64: tiles of 64 x 64 results, each thread
+// with 4 x 4 of them, over steps of 32 that lie in shared memory. A tile is read along whichever of pixels and channels
+// lie side by side.
 #pragma once
 
 #include <cstdint>
 
+#include "channel_attention/cuda_shape.h"
 #include "channel_attention/op.h"
 #include "common/launch.h"
 
@@ -16,23 +18,6 @@ constexpr int kEach = kTile / kSide;  // results of a thread, in both directions
 constexpr int kStep = 32;             // of a sum
 constexpr int kThreads = kSide * kSide;
 constexpr int kPitch = kTile + 1;  // neighbours along either direction lie in different banks
-
-// One head's channels of one third of an image batch.
-template <typename T>
-struct Plane {
-  T* data;
-  int64_t stride_channel;
-  int64_t stride_pixel;
-
-  __device__ Plane(const ImageView& view, const ChannelAttentionSize& size, int64_t head, int64_t third)
-      : data(view.at<T>(head / size.heads, (third * size.heads + head % size.heads) * size.width, 0)),
-        stride_channel(view.stride_channel),
-        stride_pixel(view.stride_pixel) {}
-  __device__ bool planar() const { return stride_pixel == 1; }
-  __device__ T* at(int64_t channel, int64_t pixel) const {
-    return data + channel * stride_channel + pixel * stride_pixel;
-  }
-};
 
 // tile[step][result] from channels (`kAlongChannels`: the step) and pixels; zeros outside. All threads take part.
 template <bool kAlongChannels, typename T, typename A>
@@ -63,15 +48,6 @@ __device__ void multiply(const A (*x)[kPitch], const A (*y)[kPitch], int first, 
   }
 }
 
-// What a block leaves of its slice of a head.
-template <typename A>
-struct Sums {
-  A* products;  // [heads of all images, slices, c, c]
-  A* squares;   // [heads of all images, slices, 2, c]; null: not wanted
-  int64_t slices;
-  int64_t slice_pixels;
-};
-
 // products[i, j] = <x_i, y_j> over a slice, and the squares of both. grid: (heads x slices, tiles of i, tiles of j).
 template <bool kSquares, typename T, typename A>
 __global__ void __launch_bounds__(kThreads)
@@ -80,7 +56,8 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ A y_tile[kStep][kPitch];
   const int64_t head = blockIdx.x / sums.slices, slice = blockIdx.x % sums.slices;
   const int64_t i = static_cast<int64_t>(blockIdx.y) * kTile, j = static_cast<int64_t>(blockIdx.z) * kTile;
-  const Plane<const T> x(x_view, size, head, x_third), y(y_view, size, head, y_third);
+  const auto of_all = static_cast<unsigned>(head);
+  const Plane<const T> x(x_view, size, of_all, x_third), y(y_view, size, of_all, y_third);
   const int64_t first = slice * sums.slice_pixels;
   const int64_t end = first + sums.slice_pixels < size.pixels ? first + sums.slice_pixels : size.pixels;
   A sum[kEach][kEach] = {};
@@ -131,18 +108,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// z = M x - scale * own over the pixels of a head; without `scale`, z = M x. The matrices [heads of all images, c, c]
-// are read by rows or, transposed, by columns.
-template <typename A>
-struct Factor {
-  const A* matrix;
-  const A* scale;  // [heads of all images, 2, c], of which row `own`; or null
-  bool transposed;
-  int x_third;
-  int z_third;
-  int own_third;
-};
-
 // grid: (heads x tiles of pixels, tiles of channels, factors); x and own are of one view.
 template <typename T, typename A>
 __global__ void __launch_bounds__(kThreads)
@@ -153,8 +118,9 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t tiles = (size.pixels + kTile - 1) / kTile;
   const int64_t head = blockIdx.x / tiles, pixel = blockIdx.x % tiles * kTile;
   const int64_t channel = static_cast<int64_t>(blockIdx.y) * kTile;
-  const Plane<const T> x(x_view, size, head, factor.x_third), own(x_view, size, head, factor.own_third);
-  const Plane<T> z(z_view, size, head, factor.z_third);
+  const auto of_all = static_cast<unsigned>(head);
+  const Plane<const T> x(x_view, size, of_all, factor.x_third), own(x_view, size, of_all, factor.own_third);
+  const Plane<T> z(z_view, size, of_all, factor.z_third);
   const A* const matrix = factor.matrix + head * size.width * size.width;
   const int thread = threadIdx.y * kSide + threadIdx.x;
   // Neighbouring threads write neighbours in memory.

@@ -15,7 +15,7 @@ struct ChannelAttentionSize {
   int64_t width;  // channels of a head
   int64_t pixels;
 
-  int64_t channels() const { return heads * width; }
+  CPL_HD int64_t channels() const { return heads * width; }
 };
 
 struct ChannelAttentionForward {

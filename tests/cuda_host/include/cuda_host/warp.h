@@ -51,6 +51,13 @@ T reduce(const char* what, uint32_t mask, T value, const char* file, int line, C
   return total;
 }
 
+// The 64 bits of every lane, for instructions in which a whole warp takes part.
+inline void gather(const char* what, uint64_t bits, uint64_t (&all)[32], CUDA_HOST_HERE) {
+  Lane lane{{what, file, line}, 0xffffffffu, Lane::kOwn, false, bits, 0, 0, 0, all};
+  meet(lane);
+  if (lane.present != 0xffffffffu) fail("%s at %s:%d: lanes have left the kernel", what, file, line);
+}
+
 }  // namespace cuda_host
 
 template <typename T>

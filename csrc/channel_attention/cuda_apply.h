@@ -1,0 +1,242 @@
+// The second matrix product of channel_attention on the tensor cores: of a head's small matrix and its pixels.
+//
+// The matrix lies in shared memory in two tf32 parts, in the order in which lanes want it. No pixel does: a lane reads
+// and writes 8 or 16 bytes of a row at a time, and a step's column n = g is pixel 4 g + j of 32, for each j its own
+// step.
+#pragma once
+
+#include <cstdint>
+
+#include "channel_attention/cuda_shape.h"
+#include "channel_attention/cuda_words.h"
+#include "channel_attention/op.h"
+
+namespace cpl::cuda {
+namespace {
+
+constexpr int kApplyWarps = 8;
+constexpr int kApplyThreads = kApplyWarps * kLanes;
+constexpr int kApplyBlocks = 2;  // of a multiprocessor: 128 registers
+constexpr int kOutRows = 48;     // channels of a warp's results
+constexpr int kOutTiles = kOutRows / 16;
+constexpr int kPixels = 32;            // of a warp's results
+constexpr int kColumns = kPixels / 8;  // steps' results beside each other
+constexpr int kKept = 12;              // steps along k whose matrix lies in shared memory: 96 channels
+constexpr int kRoles = 3;              // at the most
+
+// A step's 16 x 8 of the matrix, in two parts.
+struct Fragment {
+  float4 part[kParts][kLanes];
+};
+
+struct Role {
+  Factor<float> factor;
+  ImageView x;  // and own
+};
+
+struct Roles {
+  Role role[kRoles];
+  unsigned count;
+};
+
+// How the pixels and rows of a head are shared out. Only the pixels of one warp are in one sum, so results depend on
+// none of this.
+struct Walk {
+  unsigned rounds;   // of a block's warps over the pixels
+  unsigned walkers;  // blocks that share the rounds
+  unsigned bands;    // blocks along the rows
+  int groups;        // of kOutRows rows in a block
+  int kept;          // steps whose matrix lies in shared memory at once
+};
+
+// Fragments [group][step][tile of its rows], from row `row` and step `step` on.
+__device__ inline void keep(const Factor<float>& factor, const float* matrix, int width, int row, int step, int count,
+                            int steps, Fragment* fragments) {
+  const int64_t along_row = factor.transposed ? 1 : width, along_column = factor.transposed ? width : 1;
+#pragma unroll 1
+  for (int n = threadIdx.x; n < count * kLanes; n += kApplyThreads) {
+    const int lane = n % kLanes, f = n / kLanes;
+    const int tile = f / (steps * kOutTiles) * kOutTiles + f % kOutTiles;
+    const int i = row + tile * 16 + lane / 4, k = (step + f / kOutTiles % steps) * 8 + lane % 4;
+    float high[4], low[4];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const int at_i = i + r % 2 * 8, at_k = k + r / 2 * 4;
+      const bool inside = at_i < width && at_k < width;
+      split_tf32(inside ? matrix[at_i * along_row + at_k * along_column] : 0.0f, high[r], low[r]);
+    }
+    fragments[f].part[0][lane] = make_float4(high[0], high[1], high[2], high[3]);
+    fragments[f].part[1][lane] = make_float4(low[0], low[1], low[2], low[3]);
+  }
+}
+
+template <typename T>
+constexpr int kRowWords = 4 / kPerWord<T>;  // of four pixels
+
+// Steps whose pixels are read before the first is multiplied: what 128 registers have room for.
+template <bool kWide, typename T>
+constexpr int kAtOnce = kWide || !kExact<T> ? 12 / kRowWords<T> : 3;
+
+// Pixel of element j of column n in a warp's 32.
+template <bool kWide>
+__device__ int pixel_of(int j, int n) {
+  return kWide ? 4 * n + j : 8 * j + n;
+}
+
+// sum += M x for the steps that are kept; x points to channel t of the first of them.
+template <bool kWide, typename T>
+__device__ void multiply_steps(const Fragment* fragments, int kept, const T* x, const Plane<const T>& plane,
+                               int channels, int left, float (&sum)[kOutTiles][kColumns][4]) {
+  constexpr int kApart = kWide ? 1 : 8;
+  const int lane = threadIdx.x % kLanes;
+#pragma unroll 1
+  for (int first = 0; first < kept; first += kAtOnce<kWide, T>, fragments += kAtOnce<kWide, T> * kOutTiles) {
+    uint32_t words[kAtOnce<kWide, T>][2][kRowWords<T>];
+#pragma unroll
+    for (int s = 0; s < kAtOnce<kWide, T>; ++s) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int k = (first + s) * 8 + 4 * r;
+        read_words<kWide, kApart>(x, plane.stride_pixel, k < channels ? left : 0, words[s][r]);
+        x += 4 * plane.stride_channel;
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < kAtOnce<kWide, T>; ++s) {
+      if (first + s >= kept) break;
+#pragma unroll
+      for (int m = 0; m < kOutTiles; ++m) {
+        const Fragment& fragment = fragments[s * kOutTiles + m];
+        const float4 high = fragment.part[0][lane], low = fragment.part[1][lane];
+        const float a[kParts][4] = {{high.x, high.y, high.z, high.w}, {low.x, low.y, low.z, low.w}};
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j) {
+          const int w = j / kPerWord<T>, e = j % kPerWord<T>;
+          const float above = element<T>(words[s][0][w], e), below = element<T>(words[s][1][w], e);
+          if constexpr (kExact<T>) {
+            const float b[2] = {above, below};
+            mma_tf32(sum[m][j], a[1], b, sum[m][j]);
+            mma_tf32(sum[m][j], a[0], b, sum[m][j]);
+          } else {
+            float b[kParts][2];
+            split_tf32(above, b[0][0], b[1][0]);
+            split_tf32(below, b[0][1], b[1][1]);
+            multiply_parts<T>(sum[m][j], a, b, sum[m][j]);
+          }
+        }
+      }
+    }
+  }
+}
+
+// A row's results of this lane: those of columns 2t and 2t + 1, eight pixels.
+template <bool kWide, typename T>
+__device__ void finish_row(float (&results)[2 * kColumns], const T* own, int64_t own_stride, float scale, T* z,
+                           int64_t z_stride, int left) {
+  constexpr int kVector = 4 * kPerWord<T>;  // elements of 16 bytes
+  const int t = threadIdx.x % 4;
+  if constexpr (kWide) {
+#pragma unroll
+    for (int n = 0; n < 2 * kColumns; n += kVector) {
+      const int pixel = 8 * t + n;
+      if (pixel >= left) continue;
+      if (own != nullptr) {
+        uint32_t words[4];
+        read_words<true, 1>(own + pixel, 1, 1, words);
+#pragma unroll
+        for (int e = 0; e < kVector; ++e) {
+          results[n + e] -= scale * element<T>(words[e / kPerWord<T>], e % kPerWord<T>);
+        }
+      }
+      __stcg(reinterpret_cast<uint4*>(z + pixel),
+          make_uint4(word_of<T>(results + n), word_of<T>(results + n + kPerWord<T>),
+                     word_of<T>(results + n + 2 * kPerWord<T>), word_of<T>(results + n + 3 * kPerWord<T>)));
+    }
+  } else {
+#pragma unroll
+    for (int n = 0; n < 2 * kColumns; ++n) {
+      const int pixel = pixel_of<false>(n % kColumns, 2 * t + n / kColumns);
+      if (pixel >= left) continue;
+      if (own != nullptr) results[n] -= scale * load(own + pixel * own_stride);
+      store(z + pixel * z_stride, results[n]);
+    }
+  }
+}
+
+// x itself, but the compiler does not know: what it makes of it within a loop it makes anew each time, and does not keep
+// in registers that the loop has no room for.
+__device__ inline int anew(int x) {
+#if !defined(CPL_CUDA_HOST)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
+// grid: heads x walkers x bands x roles, the roles of a piece beside each other: they read the same pixels.
+template <bool kWide, typename T>
+__global__ void __launch_bounds__(kApplyThreads, kApplyBlocks)
+    apply_mma(const __grid_constant__ Roles roles, ImageView z_view, ChannelAttentionSize size,
+              const __grid_constant__ Walk walk) {
+  CPL_DYNAMIC_SHARED(Fragment, fragments);  // [groups * kOutTiles][kept]
+  unsigned index = blockIdx.x;
+  const Role& role = roles.role[index % roles.count];
+  index /= roles.count;
+  const unsigned band = index % walk.bands;
+  index /= walk.bands;
+  const unsigned walker = index % walk.walkers;
+  const unsigned head = index / walk.walkers;
+  const Factor<float>& factor = role.factor;
+
+  const int warp = threadIdx.x / kLanes, g = threadIdx.x % kLanes / 4, t = threadIdx.x % 4;
+  const int group = warp % walk.groups, split = warp / walk.groups, splits = kApplyWarps / walk.groups;
+  const int width = static_cast<int>(size.width), steps = (width + 7) / 8;
+  const int first_row = static_cast<int>(band) * walk.groups * kOutRows, row = first_row + group * kOutRows;
+  const float* const matrix = factor.matrix + static_cast<int64_t>(head) * width * width;
+  const int count = walk.groups * kOutTiles * walk.kept;
+  const bool all_kept = steps <= walk.kept;
+
+  if (all_kept) {
+    keep(factor, matrix, width, first_row, 0, count, walk.kept, fragments);
+    __syncthreads();
+  }
+  for (unsigned round = walker; round < walk.rounds; round += walk.walkers) {
+    const int64_t pixel = (static_cast<int64_t>(round) * splits + split) * kPixels;
+    const int left = static_cast<int>(size.pixels - pixel < kPixels ? size.pixels - pixel : kPixels);
+    const bool busy = left > 0 && row < width;  // all of a warp
+    const int column = pixel_of<kWide>(0, g);
+    float sum[kOutTiles][kColumns][4] = {};
+    for (int step = 0; step < steps; step += walk.kept) {
+      if (!all_kept) {
+        __syncthreads();  // whoever still multiplies by the last steps' matrix must be done
+        keep(factor, matrix, width, first_row, step, count, walk.kept, fragments);
+        __syncthreads();
+      }
+      if (!busy) continue;
+      const int k = 8 * step + t;
+      const Plane<const T> x(role.x, size, static_cast<unsigned>(anew(static_cast<int>(head))), factor.x_third);
+      multiply_steps<kWide>(fragments + group * kOutTiles * walk.kept, walk.kept, x.at(k, pixel + column), x, width - k,
+                            left - column, sum);
+    }
+    if (!busy) continue;
+    const auto here = static_cast<unsigned>(anew(static_cast<int>(head)));
+    const int out = anew(row) + g;
+    const Plane<T> z(z_view, size, here, factor.z_third);
+    const Plane<const T> own(role.x, size, here, factor.own_third);
+    const float* const scale =
+        factor.scale == nullptr ? nullptr : factor.scale + (static_cast<int64_t>(here) * 2 + factor.own_third) * width;
+    T* to = z.at(out, pixel);
+    const T* from = own.at(out, pixel);
+#pragma unroll
+    for (int n = 0; n < 2 * kOutTiles; ++n, to += 8 * z.stride_channel, from += 8 * own.stride_channel) {
+      if (out + 8 * n >= width) continue;
+      float results[2 * kColumns];
+#pragma unroll
+      for (int e = 0; e < 2 * kColumns; ++e) results[e] = sum[n / 2][e % kColumns][n % 2 * 2 + e / kColumns];
+      finish_row<kWide>(results, scale == nullptr ? nullptr : from, own.stride_pixel,
+                        scale == nullptr ? 0.0f : scale[out + 8 * n], to, z.stride_pixel, left);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace cpl::cuda
