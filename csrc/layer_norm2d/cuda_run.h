@@ -14,7 +14,7 @@ namespace {
 // Hides from the compiler that a value is the one it was: it would keep what it made of it, in registers that are
 // short.
 template <typename N>
-__device__ void forget(N& value) {
+__device__ void forget([[maybe_unused]] N& value) {
 #if !defined(CPL_CUDA_HOST)
   asm volatile("" : "+r"(value));
 #endif
@@ -42,6 +42,7 @@ __device__ inline unsigned word_of(float low, float high, __half) {
   return word;
 }
 
+// Stores are __stwb, which stores as ever: of a plain one the compiler at times makes a store for each element.
 template <typename T, int V>
 struct Run {
   static_assert(V == kRun && sizeof(T) == 2);
@@ -53,7 +54,8 @@ struct Run {
   }
   __device__ float operator[](int v) const { return v % 2 == 0 ? low(words[v / 2], T()) : high(words[v / 2], T()); }
   static __device__ void write(T* to, const float (&values)[V]) {
-    *reinterpret_cast<uint2*>(to) = make_uint2(word_of(values[0], values[1], T()), word_of(values[2], values[3], T()));
+    __stwb(reinterpret_cast<uint2*>(to),
+           make_uint2(word_of(values[0], values[1], T()), word_of(values[2], values[3], T())));
   }
   __device__ void unpack_again() {  // for the next pass; what is unpacked takes twice the registers
     forget(words[0]);
@@ -71,7 +73,7 @@ struct Run<float, kRun> {
   }
   __device__ float operator[](int v) const { return values[v]; }
   static __device__ void write(float* to, const float (&values)[4]) {
-    *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
+    __stwb(reinterpret_cast<float4*>(to), make_float4(values[0], values[1], values[2], values[3]));
   }
   __device__ void unpack_again() {}
 };

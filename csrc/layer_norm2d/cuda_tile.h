@@ -92,6 +92,7 @@ __global__ void __launch_bounds__(kMaxWarps<K>* kWarp, K == 8 ? 2 : 3)
   // f(sum over all channels, pixel of the tile, its place among the statistics or -1), once for each pixel.
   const auto each_pixel = [&](const auto& f) {
     __syncthreads();
+#pragma unroll 1
     for (int p = static_cast<int>(threadIdx.x); p < tiling.tile; p += static_cast<int>(blockDim.x)) {
       const bool there = corner.pixel + p < args.size.pixels;
       totals[p] = f(sum_warps(sums, p), there ? corner.batch * args.size.pixels + corner.pixel + p : int64_t{-1});
@@ -134,6 +135,9 @@ __global__ void __launch_bounds__(kMaxWarps<K>* kWarp, K == 8 ? 2 : 3)
   if (!inside) return;
   float rstd[V];
   take(rstd, place, totals);
+  const bool center = args.center;
+#pragma unroll
+  for (int v = 0; v < V; ++v) mean[v] = center ? mean[v] : 0.0f;
   const float* weight = static_cast<const float*>(args.weight) + place.channel;
   const float* bias = args.bias == nullptr ? nullptr : static_cast<const float*>(args.bias) + place.channel;
   T* to = args.y.at<T>(corner.batch, place.channel, corner.pixel + place.across);
@@ -144,7 +148,7 @@ __global__ void __launch_bounds__(kMaxWarps<K>* kWarp, K == 8 ? 2 : 3)
     const float w = weight[k * place.step], b = bias == nullptr ? 0.0f : bias[k * place.step];
     float y[V];
 #pragma unroll
-    for (int v = 0; v < V; ++v) y[v] = gpu::layer_norm_scaled(x[k][v], mean[v], rstd[v], args.center) * w + b;
+    for (int v = 0; v < V; ++v) y[v] = gpu::layer_norm_scaled(x[k][v], mean[v], rstd[v], true) * w + b;
     Run<T, V>::write(to, y);
   }
 }
@@ -196,6 +200,7 @@ __global__ void __launch_bounds__(kMaxWarps<K>* kWarp, K == 2 ? 3 : 2)
     leave(g, place, sums[0]);
     leave(gn, place, sums[1]);
     __syncthreads();
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < 2 * tiling.tile; i += static_cast<int>(blockDim.x)) {
       const int which = i >= tiling.tile, p = i - which * tiling.tile;
       totals[which][p] = which == 0 && !args.center ? 0.0f : sum_warps(sums[which], p) / static_cast<float>(channels);
