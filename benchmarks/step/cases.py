@@ -94,6 +94,7 @@ CPU = (
     "cplir:1x128x128:float32:train:whole",
 )
 DEFAULT = {"cuda": CUDA, "cpu": CPU}
+INSTEAD = {"triton": {"dwconv": "cuda"}}  # backend -> op that it lacks -> what runs it
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Variant:
 def variants(case: Case, device: str, compile_ours: bool = False) -> dict[str, Variant]:
     """By name; the first is what the others' ratios are to."""
     cuda, train = device == "cuda", case.mode == "train"
-    first = "triton" if cuda else ""
+    first, second = ("cuda", "triton") if cuda else ("", "")
     best, plain = f"{OURS} ({first or 'default'})", PLAIN
     found = {best: Variant(backend=first), plain: Variant(plain=True)}
     if case.kind in COMPILED:
@@ -127,7 +128,7 @@ def variants(case: Case, device: str, compile_ours: bool = False) -> dict[str, V
             found[f"{best}, {compiled}"] = Variant(backend=first, compiled=case.kind)
         return found
     if cuda:
-        found[f"{OURS} (cuda)"] = Variant(backend="cuda")
+        found[f"{OURS} ({second})"] = Variant(backend=second)
     if case.kind == "profile":
         return found
     if cuda:
@@ -180,7 +181,7 @@ class Step:
     def _as_measured(self) -> Iterator[None]:
         narrow = self.case.dtype == "bfloat16"
         with (
-            cpl_kernels.use_backend(self.variant.backend or None),
+            cpl_kernels.use_backend(self.variant.backend or None, **INSTEAD.get(self.variant.backend, {})),
             torch.autocast(self.device.type, torch.bfloat16, enabled=narrow),
         ):
             yield

@@ -43,7 +43,7 @@ struct RowWalk {
 
 // halo: as above, if a row takes more than one tile. least_rows: of a strip; each costs a few rows more.
 inline RowWalk walk_rows(int64_t planes, int64_t height, int64_t width, int vector, int halo, int64_t least_rows) {
-  constexpr int64_t kWarps = 132 * 16;  // enough to hide the latency of loads on a large GPU
+  constexpr int64_t kWarps = 132 * 40;  // on an H200 fewer do not keep enough bytes in flight
   const int64_t lanes = (width + vector - 1) / vector;
   RowWalk walk{32, 0, 32 * vector, 1, 1, 1, planes};
   if (lanes <= 32) {
@@ -129,10 +129,7 @@ struct Row {
   Pack<T, kVector> pack;
   T left, right;
 
-  __device__ Row(const T* from, bool inside, bool has_left = false, bool has_right = false) {
-    read(from, inside, has_left, has_right);
-  }
-  __device__ void read(const T* from, bool inside, bool has_left = false, bool has_right = false) {
+  __device__ void read(const T* from, bool inside, bool has_left, bool has_right) {
     pack = {};
     left = right = T{};
     if (!inside) return;
@@ -141,6 +138,37 @@ struct Row {
     if (has_right) right = from[kVector];
   }
 };
+
+// The rows of a plane as they come, zeros where there is none, kWaiting of them asked for before they are needed.
+template <typename T, int kVector, int kWaiting, bool kBeside = false>
+class Rows {
+ public:
+  // first: the first row, counted from the strip's first.
+  __device__ Rows(const T* plane, const Segment<kVector>& at, int first) : next_(plane + at.offset(first)), row_(first) {
+    for (int i = 0; i < kWaiting; ++i) fetch(waiting_[i], at);
+  }
+  __device__ Row<T, kVector> take(const Segment<kVector>& at) {
+    const Row<T, kVector> row = waiting_[0];
+    for (int i = 1; i < kWaiting; ++i) waiting_[i - 1] = waiting_[i];
+    fetch(waiting_[kWaiting - 1], at);
+    return row;
+  }
+
+ private:
+  __device__ void fetch(Row<T, kVector>& row, const Segment<kVector>& at) {
+    const bool inside = at.real && row_ >= -at.above && row_ < at.rows + at.below;
+    row.read(next_, inside, kBeside && at.has_left(), kBeside && at.has_right());
+    next_ += at.width;
+    ++row_;
+  }
+  const T* next_;
+  int row_;
+  Row<T, kVector> waiting_[kWaiting];
+};
+
+// Rows asked for ahead: 16-bit ones are half as many bytes, and as long on their way.
+template <typename T>
+constexpr int kAhead = sizeof(T) == 2 ? 2 : 1;
 
 template <typename A, typename T, int kVector>
 __device__ void write_pack(T* to, const A (&values)[kVector]) {

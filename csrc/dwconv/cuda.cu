@@ -11,24 +11,20 @@
 namespace cpl::cuda {
 namespace {
 
+constexpr int kForwardBlocks = 16;  // on a multiprocessor: up to 64 registers; without a word ptxas spills for 48
 constexpr int64_t kLeastRows = 8;  // of a strip: two more are read twice
 
 template <typename T, typename A, int kVector>
-__global__ void __launch_bounds__(kWalkThreads) forward(DwconvForward args, RowWalk walk) {
+__global__ void __launch_bounds__(kWalkThreads, kForwardBlocks) forward(DwconvForward args, RowWalk walk) {
   const DwconvSize& size = args.size;
   const Segment<kVector> at(walk, size.height, size.width);
   const int64_t batch = at.plane / size.channels, channel = at.plane % size.channels;
   Convolution<A, kVector> convolution(args.weight, args.bias, channel);
-  const T* x = args.x.at<const T>(batch, channel, 0) + at.offset(-1);
-  T* y = args.y.at<T>(batch, channel, 0) + at.offset(-2);
-  const bool left = at.has_left(), right = at.has_right();
-  Row<T, kVector> next(x, at.real && at.above > 0, left, right);
+  Rows<T, kVector, kAhead<T>, true> x(args.x.at<const T>(batch, channel, 0), at, -1);
+  T* y = args.y.at<T>(batch, channel, 0) + at.offset(-2);  // a row is complete with the one below it
   for (int n = 0; n < walk.rows + 2; ++n) {
     A row[kVector + 2];
-    const Row<T, kVector> here = next;
-    x += size.width;
-    next.read(x, at.real && n < at.rows + at.below, left, right);
-    with_neighbours(here, at.lane, at.lanes, row);
+    with_neighbours(x.take(at), at.lane, at.lanes, row);
     convolution.take(row);
     if (at.own && n >= 2 && n - 2 < at.rows) write_pack(y, convolution.done);
     y += size.width;
@@ -44,21 +40,15 @@ __global__ void __launch_bounds__(kWalkThreads) backward(DwconvBackward args, Ro
   A taps[kTaps];
   for (int k = 0; k < kTaps; ++k) taps[k] = static_cast<const A*>(args.weight)[channel * kTaps + k];
   Transposed<A, kVector> gradient;
-  const T* x = args.x.at<const T>(batch, channel, 0) + at.offset(-1);
-  const T* dy = args.dy.at<const T>(batch, channel, 0) + at.offset(-1);
+  Rows<T, kVector, kAhead<T>> x(args.x.at<const T>(batch, channel, 0), at, -1);
+  Rows<T, kVector, kAhead<T>, true> dy(args.dy.at<const T>(batch, channel, 0), at, -1);
   T* dx = args.dx.at<T>(batch, channel, 0) + at.offset(-2);
-  const bool left = at.has_left(), right = at.has_right();
-  bool inside = at.real && at.above > 0;
-  Row<T, kVector> x_next(x, inside), dy_next(dy, inside, left, right);
   A x0[kVector] = {}, dy0[kVector + 2] = {};
   for (int n = 0; n < walk.rows + 2; ++n) {
     A x1[kVector], dy1[kVector + 2];
-    for (int i = 0; i < kVector; ++i) x1[i] = load(x_next.pack.values + i);
-    with_neighbours(dy_next, at.lane, at.lanes, dy1);
-    x += size.width, dy += size.width;
-    inside = at.real && n < at.rows + at.below;
-    x_next.read(x, inside);
-    dy_next.read(dy, inside, left, right);
+    const Row<T, kVector> here = x.take(at);
+    for (int i = 0; i < kVector; ++i) x1[i] = load(here.pack.values + i);
+    with_neighbours(dy.take(at), at.lane, at.lanes, dy1);
     gradient.take(dy1, taps);
     // A row of dy is the strip's with the rows of x above, here and below it.
     if (at.own && n >= 1 && n - 1 < at.rows) {

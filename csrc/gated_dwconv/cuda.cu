@@ -29,23 +29,14 @@ __global__ void __launch_bounds__(kWalkThreads) forward(GatedDwconvForward args,
   const Segment<kVector> at(walk, size.height, size.width);
   const int64_t batch = at.plane / size.channels, channel = at.plane % size.channels;
   Convolution<A, kVector> a(args.weight, args.bias, channel), g(args.weight, args.bias, channel + size.channels);
-  // The row above the strip is the first to come.
-  const T* xa = args.x.at<const T>(batch, channel, 0) + at.offset(-1);
-  const T* xg = args.x.at<const T>(batch, channel + size.channels, 0) + at.offset(-1);
-  T* y = args.y.at<T>(batch, channel, 0) + at.offset(-2);
-  const bool left = at.has_left(), right = at.has_right();
-  bool inside = at.real && at.above > 0;
-  Row<T, kVector> a_next(xa, inside, left, right), g_next(xg, inside, left, right);
+  Rows<T, kVector, kAhead<T>, true> xa(args.x.at<const T>(batch, channel, 0), at, -1);
+  Rows<T, kVector, kAhead<T>, true> xg(args.x.at<const T>(batch, channel + size.channels, 0), at, -1);
+  T* y = args.y.at<T>(batch, channel, 0) + at.offset(-2);  // a row is complete with the one below it
   for (int n = 0; n < walk.rows + 2; ++n) {
     A row[kVector + 2];
-    const Row<T, kVector> a_row = a_next, g_row = g_next;
-    xa += size.width, xg += size.width;
-    inside = at.real && n < at.rows + at.below;
-    a_next.read(xa, inside, left, right);
-    g_next.read(xg, inside, left, right);
-    with_neighbours(a_row, at.lane, at.lanes, row);
+    with_neighbours(xa.take(at), at.lane, at.lanes, row);
     a.take(row);
-    with_neighbours(g_row, at.lane, at.lanes, row);
+    with_neighbours(xg.take(at), at.lane, at.lanes, row);
     g.take(row);
     if (at.own && n >= 2 && n - 2 < at.rows) {
       A out[kVector];
@@ -78,25 +69,18 @@ __global__ void __launch_bounds__(kWalkThreads, sizeof(A) == 8 ? 4 : kBackwardBl
   Convolution<A, kVector> a(args.weight, args.bias, channel), g(args.weight, args.bias, channel + size.channels);
   Transposed<A, kVector> da, dg;
   // x comes first, the convolution and the gradient are complete a row above it, dx two rows.
-  const T* xa = args.x.at<const T>(batch, channel, 0) + at.offset(-2);
-  const T* xg = args.x.at<const T>(batch, channel + size.channels, 0) + at.offset(-2);
-  const T* dy = args.dy.at<const T>(batch, channel, 0) + at.offset(-2);
+  Rows<T, kVector, kAhead<T>> xa(args.x.at<const T>(batch, channel, 0), at, -2);
+  Rows<T, kVector, kAhead<T>> xg(args.x.at<const T>(batch, channel + size.channels, 0), at, -2);
+  Rows<T, kVector, kAhead<T>> dy(args.dy.at<const T>(batch, channel, 0), at, -3);
   T* dx_a = args.dx.at<T>(batch, channel, 0) + at.offset(-4);
   T* dx_g = args.dx.at<T>(batch, channel + size.channels, 0) + at.offset(-4);
-  bool inside = at.real && at.above > 1;
-  Row<T, kVector> a_next(xa, inside), g_next(xg, inside), dy_next(dy, false);
   A a0[kVector] = {}, a1[kVector] = {}, g0[kVector] = {}, g1[kVector] = {};
   for (int n = 0; n < walk.rows + 4; ++n) {
     A a2[kVector + 2], g2[kVector + 2], own_a[kVector], own_g[kVector], row[kVector + 2];
-    with_neighbours(a_next, at.lane, at.lanes, a2);
-    with_neighbours(g_next, at.lane, at.lanes, g2);
-    const Row<T, kVector> up = dy_next;
+    with_neighbours(xa.take(at), at.lane, at.lanes, a2);
+    with_neighbours(xg.take(at), at.lane, at.lanes, g2);
+    const Row<T, kVector> up = dy.take(at);
     const bool has_gradient = at.real && n >= 3 - at.above && n < 3 + at.rows + at.below;
-    dy_next.read(dy, inside);
-    xa += size.width, xg += size.width, dy += size.width;
-    inside = at.real && n >= 1 - at.above && n < 1 + at.rows + at.below;
-    a_next.read(xa, inside);
-    g_next.read(xg, inside);
     a.take(a2);
     g.take(g2);
     for (int i = 0; i < kVector; ++i) {
