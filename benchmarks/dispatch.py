@@ -1,10 +1,11 @@
 """Measures what cpl_kernels/dispatch.py cites: every backend against the reference, per dtype and size class.
 
-    python -m benchmarks.dispatch [--out benchmarks/results/cpu_dispatch.json] [--only OP ...]
+    python -m benchmarks.dispatch [--device cpu|cuda] [--out FILE.json] [--only OP ...]
 
 Forward and backward of one call, at a size in the middle of each class, all backends in turn round after
 round; kept are the median times and the median of the paired ratios to the reference. Rounds go on for a fixed
-time, so a quick case has many.
+time, so a quick case has many. On a GPU some calls in a row, as in use, to the end of their work: what the host takes
+for them counts where the GPU waits for it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,18 +27,28 @@ from torch import Tensor
 import cpl_kernels
 from benchmarks import idle
 from benchmarks.facts import facts
+from benchmarks.gpu import machine
 from cpl_kernels import backends, dispatch
 
 SECONDS, LEAST_ROUNDS = 0.3, 9  # per case and, together, all its backends
+IN_A_ROW = {"cpu": 1, "cuda": 5}
 THREADS = 2
 Call = Callable[[str], tuple[Tensor, list[Tensor]]]
 
 # Elements of the largest tensor, by size class: well inside it.
-ELEMENTS = {"small": 2**11, "medium": 2**17, "large": 2**22}
+ELEMENTS = {
+    "cpu": {"small": 2**11, "medium": 2**17, "large": 2**22},
+    "cuda": {"small": 2**11, "medium": 2**17, "large": 2**24},
+}
+
+
+def side_of(elements: int, channels: int) -> int:
+    """Of a square image; a multiple of 4, as networks have them."""
+    return max(4, 4 * round((elements / channels) ** 0.5 / 4))
 
 
 def layer_norm2d(elements: int, dtype: torch.dtype) -> Call:
-    side = round((elements / 48) ** 0.5)
+    side = side_of(elements, 48)
     leaves = [
         torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((1, 48, side, side), (48,), (48,))
     ]
@@ -44,7 +56,7 @@ def layer_norm2d(elements: int, dtype: torch.dtype) -> Call:
 
 
 def gated_dwconv(elements: int, dtype: torch.dtype) -> Call:
-    side = round((elements / 256) ** 0.5)
+    side = side_of(elements, 256)
     leaves = [
         torch.randn(shape, dtype=dtype, requires_grad=True)
         for shape in ((1, 256, side, side), (256, 1, 3, 3))
@@ -53,7 +65,7 @@ def gated_dwconv(elements: int, dtype: torch.dtype) -> Call:
 
 
 def dwconv(elements: int, dtype: torch.dtype) -> Call:
-    side = round((elements / 144) ** 0.5)
+    side = side_of(elements, 144)
     leaves = [
         torch.randn(shape, dtype=dtype, requires_grad=True)
         for shape in ((1, 144, side, side), (144, 1, 3, 3))
@@ -63,7 +75,7 @@ def dwconv(elements: int, dtype: torch.dtype) -> Call:
 
 def channel_attention(elements: int, dtype: torch.dtype) -> Call:
     """One head of 48 channels, as the model's first level."""
-    side = round((elements / 144) ** 0.5)
+    side = side_of(elements, 144)
     leaves = [
         torch.randn(shape, dtype=dtype, requires_grad=True) for shape in ((1, 144, side, side), (1, 1, 1))
     ]
@@ -103,9 +115,12 @@ def feature_distances(elements: int, dtype: torch.dtype) -> Call:
     return lambda backend: (cpl_kernels.feature_distances(anchor, others, backend=backend), [anchor])
 
 
+MANY_FEATURES = 2**17  # elements above which info_nce has many
+
+
 def info_nce(elements: int, dtype: torch.dtype) -> Call:
     """One direction, B = M. Large is of many features: the reference holds the matrix, 4096 x 4096 here."""
-    features = 128 if elements <= ELEMENTS["medium"] else 1024
+    features = 128 if elements <= MANY_FEATURES else 1024
     query, key = (
         F.normalize(torch.randn(elements // features, features)).to(dtype).requires_grad_() for _ in range(2)
     )
@@ -125,18 +140,25 @@ OPS: dict[str, Callable[[int, torch.dtype], Call]] = {
 }
 
 
-def measure(call: Call, names: list[str]) -> dict[str, dict[str, float]]:
+def measure(call: Call, names: list[str], device: str) -> dict[str, dict[str, float]]:
     """Median seconds and median paired ratio to the reference of every backend, with the backward if there is one."""
+    count = IN_A_ROW[device]
 
     def once(name: str) -> float:
         start = time.perf_counter()
-        out, leaves = call(name)
-        if leaves:
-            torch.autograd.grad(out, leaves, torch.ones_like(out))
-        return time.perf_counter() - start
+        for _ in range(count):
+            out, leaves = call(name)
+            if leaves:
+                torch.autograd.grad(out, leaves, torch.ones_like(out))
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / count
 
-    for name in names:
-        once(name)
+    for name in list(names):
+        try:
+            once(name)
+        except cpl_kernels.BackendError:  # it does not serve this dtype
+            names.remove(name)
     times: dict[str, list[float]] = {name: [] for name in names}
     end = time.monotonic() + SECONDS
     while time.monotonic() < end or len(times[names[0]]) < LEAST_ROUNDS:
@@ -152,31 +174,56 @@ def measure(call: Call, names: list[str]) -> dict[str, dict[str, float]]:
     }
 
 
-def cases(ops: list[str]) -> list[dict[str, Any]]:
+def cases(ops: list[str], device: str) -> list[dict[str, Any]]:
     rows = []
     for op in ops:
-        names = [name for name in backends.backends_of(op) if name in ("reference", "native")]
         for dtype in dispatch.DTYPES:
-            for size, elements in ELEMENTS.items():
+            for size, elements in ELEMENTS[device].items():
+                names = [n for n in backends.backends_of(op) if backends.RUNS_ON.get(n, device) == device]
                 torch.manual_seed(0)
-                result = measure(OPS[op](elements, getattr(torch, dtype)), names)
+                with torch.device(device):
+                    made = OPS[op](elements, getattr(torch, dtype))
+                result = measure(made, names, device)
                 rows.append({"op": op, "dtype": dtype, "size": size, "backends": result})
                 ratio = ", ".join(f"{n} {r['against_reference']:.2f}" for n, r in result.items())
                 print(f"{op} {dtype} {size}: {ratio}", file=sys.stderr)
     return rows
 
 
+def compile_ahead(ops: list[str]) -> None:
+    """Triton's kernels, all at once: each op in a process of its own, whose figures nobody reads."""
+    command = [sys.executable, "-m", "benchmarks.dispatch", "--device", "cuda", "--once", "--only"]
+    for process in [subprocess.Popen([*command, op], stderr=subprocess.DEVNULL) for op in ops]:
+        process.wait()
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cpu_dispatch.json"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--out", type=Path, help="where the figures go; default: benchmarks/results/cpu_dispatch.json"
+    )
     parser.add_argument("--only", nargs="+", choices=list(OPS), default=list(OPS), metavar="OP")
+    parser.add_argument("--once", action="store_true", help="run everything once and write nothing")
     args = parser.parse_args(argv)
-    idle.require()
+    if args.device == "cuda" and not args.out and not args.once:
+        parser.error("--device cuda needs --out: results of several GPUs stand side by side")
+    out = args.out or Path("benchmarks/results/cpu_dispatch.json")
+    global SECONDS, LEAST_ROUNDS
+    if args.once:
+        SECONDS, LEAST_ROUNDS = 0.0, 1
+    elif args.device == "cuda":
+        compile_ahead(args.only)
+    else:
+        idle.require()
     torch.set_num_threads(THREADS)
-    result = {"family": "cpu", **facts(), "cases": cases(args.only)}
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    rows = cases(args.only, args.device)
+    if not args.once:
+        family = dispatch.family(torch.device(args.device))
+        device = {} if args.device == "cpu" else machine.device("cuda")
+        out.write_text(json.dumps({"family": family, **facts(), **device, "cases": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-
 BUILD = [*PIP, "-v", "--no-build-isolation", "-e", "."]
 # All that is marked ``gpu`` stands here; other tests need packages that a machine with a GPU may not have.
 GPU_TESTS = "tests/kernels"
-PROCESSES = 4  # most of a GPU test is compilation, on the CPU
+PROCESSES = min(12, os.cpu_count() or 1)  # most of a GPU test is compilation, on the CPU
 FAILURES_KEPT = 50
 
 TOOLS = ("memcheck", "racecheck")

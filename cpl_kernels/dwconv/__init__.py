@@ -10,9 +10,7 @@ from cpl_kernels.dwconv import op as _op
 __all__ = ["dwconv"]
 
 
-def dwconv(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None
-) -> Tensor:
+def dwconv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
     """Convolve each channel by its own 3x3 filter; x is padded with zeros.
 
         y = conv2d(x, weight, bias, padding=1, groups=C)

@@ -18,7 +18,9 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None
     return None
 
 
-def forward(kernel: Callable[..., None], x: Tensor, weight: Tensor, bias: Tensor | None, where: int) -> Tensor:
+def forward(
+    kernel: Callable[..., None], x: Tensor, weight: Tensor, bias: Tensor | None, where: int
+) -> Tensor:
     """``where``: the kernel's last argument, the number of threads or the CUDA stream."""
     y = x.new_empty(x.shape)
     if y.numel():

@@ -19,9 +19,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return compiled.forward(core().dwconv_forward_cuda, x, weight, bias, stream)
 
 
-def backward(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     with torch.cuda.device(x.device):
         elements = core().dwconv_partial(*x.shape)
         # Held until the launches are made: the allocator keeps it for work on this stream.

@@ -17,7 +17,5 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return compiled.forward(core().dwconv_forward, x, weight, bias, torch.get_num_threads())
 
 
-def backward(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     return compiled.backward(core().dwconv_backward, dy, x, weight, torch.get_num_threads())

@@ -22,9 +22,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return dwconv(x, weight, bias).clone(memory_format=torch.contiguous_format)
 
 
-def backward(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Returns dx in the dtype of x, and dweight and dbias in fp32 or better; ``bias`` only says of which dtype."""
     dtype = accumulation_dtype(x, weight, bias)
     wide_x, wide_dy, weight = x.to(dtype).contiguous(), dy.to(dtype), weight.to(dtype)

@@ -212,7 +212,10 @@ def backward_kernel(
     a_sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
     g_sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
     ua0, ua1, ua2, ug0, ug1, ug2 = zero, zero, zero, zero, zero, zero  # the upper row's gradients
-    ma0, ma1, ma2, mg0, mg1, mg2 = zero, zero, zero, zero, zero, zero  # the middle one's, whose dx is written
+    # The middle row's, whose dx is written. Zeros of their own: u becomes m in the loop, and were both the same value
+    # before it, Triton (3.6, 3.7) would take u for one that the loop does not change.
+    other = tl.zeros((BLOCK_C, BLOCK_W), tl.float32)
+    ma0, ma1, ma2, mg0, mg1, mg2 = other, other, other, other, other, other
     # From two rows before the first, so that the compiler sees one copy of the convolutions.
     for row in range(first - 2, end):
         i = tl.cast(row, tl.int64)

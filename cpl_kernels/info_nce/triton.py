@@ -176,7 +176,9 @@ def merge_kernel(parts, data, count, rows, first, every, BLOCK: tl.constexpr):
     for part in range(count):
         at = parts + tl.cast(part, tl.int64) * 3 * rows + row
         largest = tl.maximum(largest, tl.load(at, real, float("-inf")).to(tl.float64), tl.PropagateNan.ALL)
-    base = tl.where(largest == float("-inf"), 0.0, largest)  # of a row that has seen nothing: exp(-inf - 0) is 0
+    base = tl.where(
+        largest == float("-inf"), 0.0, largest
+    )  # of a row that has seen nothing: exp(-inf - 0) is 0
     total = tl.load(known + every, real, 0.0) * tl.exp((before - base).to(tl.float32)).to(tl.float64)
     positive = tl.load(known + 2 * tl.cast(every, tl.int64), real, 0.0)
     for part in range(count):

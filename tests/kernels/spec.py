@@ -88,6 +88,9 @@ class OpSpec:
             outside it for inputs treated so.
         images: whether 4-d inputs are also tried channels-last, cropped and expanded over pixels.
         wide_result: the output is float32 (float64 for float64) whatever the inputs are; else it has their dtype.
+        narrow_factors: backend -> how many times larger than a gradient's largest element are the terms that it sums
+            as products of bf16 numbers, for bf16 inputs on a GPU: the tensor cores take no others, so each errs by
+            half an ulp of bf16 before the sum. (In fp16, whose range is too small, no backend does so.)
         dtypes: in which the rule can hold: all, for an op that rounds its result once.
         float64: the backends that compute in float64; any other must refuse it, naming it.
     """
@@ -103,6 +106,7 @@ class OpSpec:
     autocast: Mapping[str, str] = field(default_factory=dict)
     images: bool = False
     wide_result: bool = False
+    narrow_factors: Mapping[str, float] = field(default_factory=dict)
     dtypes: tuple[torch.dtype, ...] = DTYPES
     float64: tuple[str, ...] = ("reference", "native", "cuda")
 

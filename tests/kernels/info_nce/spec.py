@@ -79,6 +79,7 @@ def case(
     queue: int = 0,
     features: int = 6,
     scale: float = 1.0,
+    terms: float = 16,
     integers: dict[str, Any] | None = None,
     **options: Any,
 ) -> Case:
@@ -100,7 +101,7 @@ def case(
     # one for every query; they may cancel to 0. So may the other results, whose terms are single ones.
     floor = dict.fromkeys(("loss", "gradient of query", "gradient of key"), 0.1)
     floor["gradient of temperature"] = queries * features**0.5 / 2
-    return Case(name, why, make, call, plain, terms=16, floor=floor)
+    return Case(name, why, make, call, plain, terms=terms, floor=floor)
 
 
 def some(high: int, count: int) -> Any:
@@ -189,7 +190,8 @@ SPEC = OpSpec(
             reduction="sum",
         ),
         case("one query", "itself its only key", 1, integers={"query_labels": [0]}),
-        case("large similarities", "exp overflows without the maximum taken off", 4, 4, scale=30.0),
+        # A similarity near 10^4, summed in another order, errs by an ulp, which exp makes as much of the gradient.
+        case("large similarities", "exp overflows without the maximum taken off", 4, 4, scale=30.0, terms=32),
         case("no features left over", "one feature", 4, 4, features=1),
         case("no queries", "a mean over nothing", 0, 5, integers={"targets": []}),
     ),
@@ -226,6 +228,7 @@ SPEC = OpSpec(
         st.integers(1, 20),
     ),
     outputs={"loss": "rule"},
+    narrow_factors={"triton": 4},  # rows of the matrix times unit vectors, whose sum is shorter than they
     differentiable=("query", "key", "temperature"),
     autocast={"query": CAST, "key": CAST, "queue": CAST},
     wide_result=True,
