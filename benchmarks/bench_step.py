@@ -74,8 +74,6 @@ def measured(
                     why = f"the process ended with {worker.wait()}"
                 elif "trying" in said:
                     trying, answered = said["trying"], False
-                elif "warmed" in said:
-                    options["warmed"].append(said["warmed"])
                 elif "lost" in said:
                     why = said["lost"]
                 elif "case" in said:
@@ -153,7 +151,6 @@ def main(argv: list[str] | None = None) -> None:
         "ready_seconds": args.ready_seconds or READY_SECONDS[args.device],
         "compile_ours": args.compile_ours,
         "dry": args.dry,
-        "warmed": [],
     }
     result = {**about(args.device, args.dry), "cases": []}
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,14 @@ _MEASURED_ON_CPU = (
 )
 
 _CPU_EVIDENCE = "benchmarks/results/cpu_dispatch.json"
+_H200_EVIDENCE = "benchmarks/results/h200_dispatch.json"
+_MEASURED_ON_H200 = ("layer_norm2d", "dwconv", "gated_dwconv", "channel_attention")
+_CUDA = ("cuda", "reference")
 TABLE = (
+    *(
+        Row(op, "sm_90", ("float32", "bfloat16", "float16"), _EVERY_SIZE, _CUDA, _H200_EVIDENCE)
+        for op in _MEASURED_ON_H200
+    ),
     *(Row(op, "cpu", DTYPES, _EVERY_SIZE, _NATIVE, _CPU_EVIDENCE) for op in _MEASURED_ON_CPU),
     # In float16 the compiler converts element by element, and large calls lose.
     Row("feature_distances", "cpu", ("float32", "bfloat16", "float64"), _EVERY_SIZE, _NATIVE, _CPU_EVIDENCE),

@@ -94,7 +94,6 @@ CPU = (
     "cplir:1x128x128:float32:train:whole",
 )
 DEFAULT = {"cuda": CUDA, "cpu": CPU}
-INSTEAD = {"triton": {"dwconv": "cuda"}}  # backend -> op that it lacks -> what runs it
 
 
 @dataclass(frozen=True)
@@ -118,27 +117,22 @@ class Variant:
 def variants(case: Case, device: str, compile_ours: bool = False) -> dict[str, Variant]:
     """By name; the first is what the others' ratios are to."""
     cuda, train = device == "cuda", case.mode == "train"
-    first, second = ("cuda", "triton") if cuda else ("", "")
-    best, plain = f"{OURS} ({first or 'default'})", PLAIN
-    found = {best: Variant(backend=first), plain: Variant(plain=True)}
+    best, plain = f"{OURS} (default)", PLAIN
+    found = {best: Variant(), plain: Variant(plain=True)}
     if case.kind in COMPILED:
         compiled = COMPILED[case.kind]
         found[f"{plain}, {compiled}"] = Variant(plain=True, compiled=case.kind)
         if compile_ours:
-            found[f"{best}, {compiled}"] = Variant(backend=first, compiled=case.kind)
+            found[f"{best}, {compiled}"] = Variant(compiled=case.kind)
         return found
-    if cuda:
-        found[f"{OURS} ({second})"] = Variant(backend=second)
     if case.kind == "profile":
         return found
-    if cuda:
-        found[f"{OURS} (default)"] = Variant()
-    else:
+    if not cuda:  # on a GPU it is slower than plain, whose convolutions are not widened to fp32
         found[f"{OURS} (reference)"] = Variant(backend="reference")
     if train:
         found[f"{plain}, checkpoint of its blocks"] = Variant(plain=True, checkpointed=True)
     if cuda:
-        found[f"{best}, CUDA graph"] = Variant(backend=first, graph=True)
+        found[f"{best}, CUDA graph"] = Variant(graph=True)
         found[f"{plain}, CUDA graph"] = Variant(plain=True, graph=True)
     return found
 
@@ -181,7 +175,7 @@ class Step:
     def _as_measured(self) -> Iterator[None]:
         narrow = self.case.dtype == "bfloat16"
         with (
-            cpl_kernels.use_backend(self.variant.backend or None, **INSTEAD.get(self.variant.backend, {})),
+            cpl_kernels.use_backend(self.variant.backend or None),
             torch.autocast(self.device.type, torch.bfloat16, enabled=narrow),
         ):
             yield

@@ -3,9 +3,8 @@
 python -m benchmarks.step.measure DEVICE SECONDS '{"cases": [...], "left_out": {...}, ...}'
 
 It prints lines of JSON: {"trying": NAME} before an implementation is made, so that whoever waits knows which one
-crashed or hangs; {"case": SPEC, ...} for each case; {"warmed": KEY} when Triton's kernels are compiled, which the next
-process need not do; {"lost": WHY} when an implementation broke the GPU's context, with which this process can measure
-nothing more.
+crashed or hangs; {"case": SPEC, ...} for each case; {"lost": WHY} when an implementation broke the GPU's context, with
+which this process can measure nothing more.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import cpl_kernels
 from benchmarks import harness
 from benchmarks.gpu import timing
 from benchmarks.gpu.measure import peak_bytes, short
-from benchmarks.step import cases, peaks, profiles, warm
+from benchmarks.step import cases, peaks, profiles
 from benchmarks.step.cases import Case, Step
 
 # Short steps some in a row: the launches of one are made while the GPU still works on the one before, as in training.
@@ -71,6 +70,7 @@ class Measurement:
         self.case, self.device, self.options = case, device, options
         self.end = end - RESERVE[device.type]
         self.calls: dict[str, Callable[[], Any]] = {}
+        self.steps: list[Step] = []  # a graph's replay reads weights and images, and does not keep them
         self.looks: dict[str, dict[str, float]] = {}
         self.peaks: dict[str, int | None] = {}
         self.seconds: dict[str, float] = {}  # of one call, roughly
@@ -104,6 +104,7 @@ class Measurement:
             progress(f"  {name}: {self.trouble(name) or 'ready'}, {time.monotonic() - begin:.1f} s")
 
     def _try(self, name: str, step: Step) -> None:
+        self.steps.append(step)
         look = step.look()
         self._compare(name, look)
         call: Callable[[], Any] = step.run
@@ -168,24 +169,12 @@ class Measurement:
 def measured(case: Case, device: torch.device, end: float, options: dict[str, Any]) -> dict[str, Any]:
     begin = time.monotonic()
     progress(str(case))
-    warm_up(case, device, options["warmed"])
     one = Measurement(case, device, end, options)
     one.prepare()
     say({"trying": None})
     found = {"profile": one.profile()} if case.kind == "profile" else {"rows": one.rows()}
     taken = round(time.monotonic() - begin, 1)
     return {"case": str(case), **found, "absent": one.absent, "failed": one.failed, "measuring_took_s": taken}
-
-
-def warm_up(case: Case, device: torch.device, warmed: list[str]) -> None:
-    """Training compiles what inference needs too."""
-    key = f"{case.model} {case.dtype}"
-    if device.type == "cuda" and not {f"{key} train", f"{key} {case.mode}"} & set(warmed):
-        begin = time.monotonic()
-        warm.up(case, device)
-        progress(f"  Triton's kernels: compiled, {time.monotonic() - begin:.1f} s")
-        warmed.append(f"{key} {case.mode}")
-        say({"warmed": warmed[-1]})
 
 
 def require_alive(device: torch.device, why: str) -> None:

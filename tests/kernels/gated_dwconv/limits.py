@@ -12,8 +12,9 @@ from tests.kernels.triton_aot import Limit
 # Four warps a program; backward a thread holds 20 sums and 18 gradients beside what it convolves with.
 TRITON_LIMITS = {"forward_kernel": Limit(warps=16), "backward_kernel": Limit(warps=12)}
 
-# Of 128 threads. A lane of the backward holds, for four columns of both planes, three rows of x, two of each convolution
-# that are not complete, the taps and 20 sums. 168 are three warps for each scheduler; fp64, one column a lane, takes more.
+# Of 64 threads. A lane of the backward holds, for four columns of both planes, three rows of x, two of each
+# convolution that are not complete, the taps and 20 sums. 168 are three warps for each scheduler; fp64, one column a
+# lane, takes more.
 CUDA_LIMITS = {"forward": 104, "backward": 176, "reduce_strips": 48}
 
 SHAPES = {
