@@ -56,9 +56,9 @@ constexpr int64_t kWarpsWanted = 16 * kProcessors;
 constexpr int most_channels(int element, bool backward) { return backward && element == 4 ? 4 : 8; }
 
 // Warps of a block at the most: two such blocks find registers on a multiprocessor.
-constexpr int max_warps(int per_thread) { return per_thread == 8 ? 10 : 12; }
-template <int K>
-constexpr int kMaxWarps = max_warps(K);  // for the device
+constexpr int max_warps(int per_thread, bool backward) { return backward && per_thread == 8 ? 10 : 12; }
+template <int K, bool kBackward>
+constexpr int kMaxWarps = max_warps(K, kBackward);  // for the device
 
 // The tiles of images of `element` bytes.
 inline Tiling tiling(const LayerNorm2dSize& size, int element, bool aligned, bool backward) {
@@ -73,14 +73,16 @@ inline Tiling tiling(const LayerNorm2dSize& size, int element, bool aligned, boo
   const int widest = t.lane_bits;
   while (row() > 32 && count() < kTilesWanted) --t.lane_bits;
   if (t.lane_bits == widest && warps(most) > kWarpsLiked) --t.lane_bits;
-  while (t.lane_bits > 0 && warps(most) > max_warps(most)) --t.lane_bits;
-  if (warps(most) > max_warps(most)) return t;
+  while (t.lane_bits > 0 && warps(most) > max_warps(most, backward)) --t.lane_bits;
+  if (warps(most) > max_warps(most, backward)) return t;
   t.per_thread = most;
   // Fewer channels a thread: where enough bytes are left and the block stays small, or where the GPU is not full.
   while (aligned && t.per_thread > 2) {
     const int half = t.per_thread / 2;
     const bool few = count() * warps(t.per_thread) < kWarpsWanted;
-    if (few ? warps(half) > max_warps(half) : warps(half) > kWarpsLiked || half * run * element < kThreadBytes) break;
+    if (few ? warps(half) > max_warps(half, backward)
+            : warps(half) > kWarpsLiked || half * run * element < kThreadBytes)
+      break;
     t.per_thread = half;
   }
   t.warps = static_cast<int>(warps(t.per_thread));

@@ -24,7 +24,7 @@ struct Place {
   int step;     // rows of the block
   __device__ explicit Place(const Tiling& t)
       : lanes(1 << t.lane_bits),
-        across(static_cast<int>(threadIdx.x) % lanes * V),
+        across((static_cast<int>(threadIdx.x) & (lanes - 1)) * V),
         channel(static_cast<int>(threadIdx.x) >> t.lane_bits),
         step(static_cast<int>(blockDim.x) >> t.lane_bits) {}
 };
@@ -33,6 +33,12 @@ struct Corner {
   int64_t batch, pixel;  // the tile's first
   __device__ Corner(const Tiling& t, unsigned tile)
       : batch(tile / t.tiles_per_image), pixel(static_cast<int64_t>(tile % t.tiles_per_image) * t.tile) {}
+  // On by so many tiles, without a division.
+  __device__ void advance(const Tiling& t, const Corner& tiles) {
+    const int64_t image = static_cast<int64_t>(t.tiles_per_image) * t.tile;
+    batch += tiles.batch, pixel += tiles.pixel;
+    if (pixel >= image) ++batch, pixel -= image;
+  }
 };
 
 // K runs of a thread, zeros where there is no channel or pixel.
@@ -67,6 +73,7 @@ __device__ void leave(const float (&values)[V], const Place<V>& place, float (*s
 
 __device__ inline float sum_warps(const float (*sums)[kMaxTile], int pixel) {
   float sum = 0;
+#pragma unroll 4
   for (unsigned warp = 0; warp < blockDim.x / kWarp; ++warp) sum += sums[warp][pixel];
   return sum;
 }
@@ -78,9 +85,9 @@ __device__ void take(float (&values)[V], const Place<V>& place, const float* tot
 }
 
 template <typename T, int V, int K>
-__global__ void __launch_bounds__(kMaxWarps<K>* kWarp, K == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kMaxWarps<K, false>* kWarp, V * K * sizeof(T) > 64 ? 2 : 3)
     forward_tile(LayerNorm2dForward args, Tiling tiling) {
-  __shared__ __align__(16) float sums[kMaxWarps<K>][kMaxTile];
+  __shared__ __align__(16) float sums[kMaxWarps<K, false>][kMaxTile];
   __shared__ __align__(16) float totals[kMaxTile];
   const int channels = static_cast<int>(args.size.channels);
   const Place<V> place(tiling);
@@ -142,33 +149,50 @@ __global__ void __launch_bounds__(kMaxWarps<K>* kWarp, K == 8 ? 2 : 3)
   const float* bias = args.bias == nullptr ? nullptr : static_cast<const float*>(args.bias) + place.channel;
   T* to = args.y.at<T>(corner.batch, place.channel, corner.pixel + place.across);
   const int64_t step = place.step * args.y.stride_channel;
+  // Parameters of two channels at a time: the compiler moves no load across a store, and each alone would be waited
+  // for.
+  constexpr int kAtOnce = K < 2 ? K : 2;
 #pragma unroll
-  for (int k = 0; k < K; ++k, to += step) {
-    if (place.channel + k * place.step >= channels) break;
-    const float w = weight[k * place.step], b = bias == nullptr ? 0.0f : bias[k * place.step];
-    float y[V];
+  for (int first = 0; first < K; first += kAtOnce) {
+    float w[kAtOnce], b[kAtOnce];
 #pragma unroll
-    for (int v = 0; v < V; ++v) y[v] = gpu::layer_norm_scaled(x[k][v], mean[v], rstd[v], true) * w + b;
-    Run<T, V>::write(to, y);
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int later = (first + i) * place.step;
+      const bool there = place.channel + later < channels;
+      w[i] = there ? weight[later] : 0.0f;
+      b[i] = there && bias != nullptr ? bias[later] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i, to += step) {
+      if (place.channel + (first + i) * place.step >= channels) continue;
+      float y[V];
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        y[v] = gpu::layer_norm_scaled(x[first + i][v], mean[v], rstd[v], true) * w[i] + b[i];
+      }
+      Run<T, V>::write(to, y);
+    }
   }
 }
 
 // partial: [gridDim.x, 2, C]; every entry is written. A thread keeps the sums of its channels over all of its block's
 // tiles, walked in order.
 template <typename T, int V, int K>
-__global__ void __launch_bounds__(kMaxWarps<K>* kWarp, K == 2 ? 3 : 2)
+__global__ void __launch_bounds__(kMaxWarps<K, true>* kWarp, K == 2 ? 3 : 2)
     backward_tile(LayerNorm2dBackward args, Tiling tiling, float* partial) {
-  __shared__ __align__(16) float sums[2][kMaxWarps<K>][kMaxTile];
+  __shared__ __align__(16) float sums[2][kMaxWarps<K, true>][kMaxTile];
   __shared__ __align__(16) float totals[2][kMaxTile];
   const int channels = static_cast<int>(args.size.channels);
   Place<V> place(tiling);
-  const auto weight_of = [&](int k) {  // read twice, as registers are short
+  float weight[K], dweight[K] = {}, dbias[K] = {};
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
     const int c = place.channel + k * place.step;
-    return c < channels ? static_cast<const float*>(args.weight)[c] : 0.0f;
-  };
-  float dweight[K] = {}, dbias[K] = {};
-  for (unsigned tile = blockIdx.x; tile < tiling.tiles; tile += gridDim.x) {
-    const Corner corner(tiling, tile);
+    weight[k] = c < channels ? static_cast<const float*>(args.weight)[c] : 0.0f;
+  }
+  Corner corner(tiling, blockIdx.x);
+  const Corner stride(tiling, gridDim.x);
+  for (unsigned tile = blockIdx.x; tile < tiling.tiles; tile += gridDim.x, corner.advance(tiling, stride)) {
     forget(place.step);  // or offsets of all K channels in three images stay from tile to tile
     const bool inside = corner.pixel + place.across < args.size.pixels;
     Run<T, V> x[K], dy[K];
@@ -181,15 +205,16 @@ __global__ void __launch_bounds__(kMaxWarps<K>* kWarp, K == 2 ? 3 : 2)
       read_floats(static_cast<const float*>(args.rstd) + index, rstd);
     }
     // What is not there has dy = 0 and adds nothing.
-    float g[V] = {}, gn[V] = {};
+    float g[V] = {}, gn[V] = {}, shift[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) shift[v] = args.center ? mean[v] : 0.0f;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      const float weight = weight_of(k);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        const float upstream = dy[k][v], scaled = gpu::layer_norm_scaled(x[k][v], mean[v], rstd[v], args.center);
-        g[v] += upstream * weight;
-        gn[v] += upstream * weight * scaled;
+        const float upstream = dy[k][v], scaled = gpu::layer_norm_scaled(x[k][v], shift[v], rstd[v], true);
+        g[v] += upstream * weight[k];
+        gn[v] += upstream * weight[k] * scaled;
         dweight[k] += upstream * scaled;
         dbias[k] += upstream;
       }
@@ -213,13 +238,12 @@ __global__ void __launch_bounds__(kMaxWarps<K>* kWarp, K == 2 ? 3 : 2)
     const int64_t step = place.step * args.dx.stride_channel;
 #pragma unroll
     for (int k = 0; k < K; ++k, to += step) {
-      if (place.channel + k * place.step >= channels) break;
-      const float weight = weight_of(k);
+      if (place.channel + k * place.step >= channels) continue;
       float dx[V];
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         const float h = gpu::layer_norm_scaled(x[k][v], mean[v], rstd[v], true);
-        dx[v] = gpu::layer_norm_dx(dy[k][v] * weight, h, rstd[v], g[v], gn[v]);
+        dx[v] = gpu::layer_norm_dx(dy[k][v] * weight[k], h, rstd[v], g[v], gn[v]);
       }
       Run<T, V>::write(to, dx);
     }
