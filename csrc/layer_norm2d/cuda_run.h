@@ -61,7 +61,7 @@ __device__ inline unsigned word_of(float low, float high, __half) {
 template <typename T, int V>
 struct Run {
   static_assert(V == kRun && sizeof(T) == 2);
-  unsigned words[2] = {};
+  unsigned words[2];
 
   __device__ void read(const T* from) {
     const uint2 both = *reinterpret_cast<const uint2*>(from);
@@ -79,7 +79,7 @@ struct Run {
 
 template <>
 struct Run<float, kRun> {
-  float values[4] = {};
+  float values[4];
 
   __device__ void read(const float* from) {
     const float4 all = *reinterpret_cast<const float4*>(from);
@@ -94,7 +94,7 @@ struct Run<float, kRun> {
 
 template <typename T>
 struct Run<T, 1> {
-  float value = 0;
+  float value;
 
   __device__ void read(const T* from) { value = load(from); }
   __device__ float operator[](int) const { return value; }

@@ -41,12 +41,18 @@ struct Corner {
   }
 };
 
-// K runs of a thread, zeros where there is no channel or pixel.
+// K runs of a thread, zeros where there is no channel or pixel. Most tiles are full, and asking for each run costs more
+// than reading it.
 template <typename T, int V, int K>
 __device__ void read_runs(const ImageView& view, const Corner& corner, const Place<V>& place, int channels, bool inside,
-                          Run<T, V> (&runs)[K]) {
+                          bool full, Run<T, V> (&runs)[K]) {
   const T* from = view.at<const T>(corner.batch, place.channel, corner.pixel + place.across);
   const int64_t step = place.step * view.stride_channel;
+  if (full) {
+#pragma unroll
+    for (int k = 0; k < K; ++k, from += step) runs[k].read(from);
+    return;
+  }
 #pragma unroll
   for (int k = 0; k < K; ++k, from += step) {
     runs[k] = Run<T, V>();
@@ -85,7 +91,7 @@ __device__ void take(float (&values)[V], const Place<V>& place, const float* tot
 }
 
 template <typename T, int V, int K>
-__global__ void __launch_bounds__(kMaxWarps<K, false>* kWarp, V * K * sizeof(T) > 64 ? 2 : 3)
+__global__ void __launch_bounds__(kMaxWarps<K, false>* kWarp, sizeof(T) == 4 && K > 3 ? 2 : 3)
     forward_tile(LayerNorm2dForward args, Tiling tiling) {
   __shared__ __align__(16) float sums[kMaxWarps<K, false>][kMaxTile];
   __shared__ __align__(16) float totals[kMaxTile];
@@ -93,8 +99,9 @@ __global__ void __launch_bounds__(kMaxWarps<K, false>* kWarp, V * K * sizeof(T) 
   const Place<V> place(tiling);
   const Corner corner(tiling, blockIdx.x);
   const bool inside = corner.pixel + place.across < args.size.pixels;  // the others still take part in the barriers
+  const bool full = place.step * K == channels && corner.pixel + tiling.tile <= args.size.pixels;
   Run<T, V> x[K];
-  read_runs(args.x, corner, place, channels, inside, x);
+  read_runs(args.x, corner, place, channels, inside, full, x);
 
   // f(sum over all channels, pixel of the tile, its place among the statistics or -1), once for each pixel.
   const auto each_pixel = [&](const auto& f) {
@@ -149,9 +156,9 @@ __global__ void __launch_bounds__(kMaxWarps<K, false>* kWarp, V * K * sizeof(T) 
   const float* bias = args.bias == nullptr ? nullptr : static_cast<const float*>(args.bias) + place.channel;
   T* to = args.y.at<T>(corner.batch, place.channel, corner.pixel + place.across);
   const int64_t step = place.step * args.y.stride_channel;
-  // Parameters of two channels at a time: the compiler moves no load across a store, and each alone would be waited
+  // Parameters of a few channels at a time: the compiler moves no load across a store, and each alone would be waited
   // for.
-  constexpr int kAtOnce = K < 2 ? K : 2;
+  constexpr int kAtOnce = K % 2 == 0 ? 2 : K;
 #pragma unroll
   for (int first = 0; first < K; first += kAtOnce) {
     float w[kAtOnce], b[kAtOnce];
@@ -195,9 +202,10 @@ __global__ void __launch_bounds__(kMaxWarps<K, true>* kWarp, K == 2 ? 3 : 2)
   for (unsigned tile = blockIdx.x; tile < tiling.tiles; tile += gridDim.x, corner.advance(tiling, stride)) {
     forget(place.step);  // or offsets of all K channels in three images stay from tile to tile
     const bool inside = corner.pixel + place.across < args.size.pixels;
+    const bool full = place.step * K == channels && corner.pixel + tiling.tile <= args.size.pixels;
     Run<T, V> x[K], dy[K];
-    read_runs(args.x, corner, place, channels, inside, x);
-    read_runs(args.dy, corner, place, channels, inside, dy);
+    read_runs(args.x, corner, place, channels, inside, full, x);
+    read_runs(args.dy, corner, place, channels, inside, full, dy);
     float mean[V] = {}, rstd[V] = {};
     if (inside) {
       const int64_t index = corner.batch * args.size.pixels + corner.pixel + place.across;

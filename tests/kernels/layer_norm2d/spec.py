@@ -65,7 +65,7 @@ SHAPES = {
     "odd": ((2, 20, 17, 19), "rows that no vector length divides"),
     "beyond": ((1, 3, 1, 257), "one pixel beyond a tile of 256, and thin"),
     "straddling": ((2, 9, 9, 29), "CUDA's tiles straddle no image, and a block for fp64 has several"),
-    "wider": ((1, 800, 2, 2), "CUDA's threads hold the most channels they can, rows of a tile get narrower"),
+    "wider": ((1, 1250, 2, 2), "CUDA's threads hold the most channels they can, rows of a tile get narrower"),
     "lanes": ((1, 33, 5, 13), "one channel more than a warp has lanes"),
     "column": ((3, 5, 33, 1), "one pixel wide"),
     "pixel": ((2, 7, 1, 1), "a single pixel"),
