@@ -11,7 +11,8 @@
 #include "layer_norm2d/cuda_plan.h"
 #include "layer_norm2d/cuda_planar.h"
 #include "layer_norm2d/cuda_reduce.h"
-#include "layer_norm2d/cuda_tile.h"
+#include "layer_norm2d/cuda_tile_backward.h"
+#include "layer_norm2d/cuda_tile_forward.h"
 #include "layer_norm2d/op.h"
 
 namespace cpl::cuda {
