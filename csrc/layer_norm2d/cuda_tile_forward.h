@@ -102,8 +102,8 @@ __device__ void forward_one(const LayerNorm2dForward& args, const Tiling& tiling
   }
 }
 
-// The bounds leave 96 registers where twelve channels of fp32 need them, else 80, and 56 where a thread has few: left to
-// itself, ptxas takes all it can get.
+// The bounds leave 96 registers where twelve channels of fp32 need them, else 80, and 56 where a thread has few: left
+// to itself, ptxas takes all it can get.
 template <typename T, int V, int K>
 __global__ void __launch_bounds__((sizeof(T) == 2 ? 12 : kMaxWarps<K, false>)*kWarp, K > 3 ? 2 : 3)
     forward_tile(LayerNorm2dForward args, Tiling tiling) {
