@@ -11,7 +11,8 @@
 #include "layer_norm2d/cuda_plan.h"
 #include "layer_norm2d/cuda_planar.h"
 #include "layer_norm2d/cuda_reduce.h"
-#include "layer_norm2d/cuda_tile.h"
+#include "layer_norm2d/cuda_tile_backward.h"
+#include "layer_norm2d/cuda_tile_forward.h"
 #include "layer_norm2d/op.h"
 
 namespace cpl::cuda {
@@ -33,18 +34,17 @@ bool aligned(const LayerNorm2dSize& size, std::initializer_list<ImageView> views
 // Calls f(tiling, run, channels of a thread), the latter two known to the compiler; false where no tiling serves.
 template <typename T, bool kBackward, typename F>
 bool in_tiles(const LayerNorm2dSize& size, bool runs, F&& f) {
+  constexpr int kMost = most_channels(sizeof(T), kBackward);
   const Tiling t = tiling(size, sizeof(T), runs, kBackward);
-  const auto with = [&](auto run, auto per) { f(t, run, per); };
-  using Runs = std::integral_constant<int, kRun>;
   if (t.per_thread == 0) return false;
   if (!runs) {
-    with(std::integral_constant<int, 1>(), std::integral_constant<int, 8>());
-  } else if (t.per_thread == 2) {
-    with(Runs(), std::integral_constant<int, 2>());
-  } else if (t.per_thread == 4) {
-    with(Runs(), std::integral_constant<int, 4>());
-  } else if constexpr (most_channels(sizeof(T), kBackward) == 8) {
-    with(Runs(), std::integral_constant<int, 8>());
+    f(t, std::integral_constant<int, 1>(), std::integral_constant<int, kAlone>());
+  } else if (t.per_thread == kMost) {
+    f(t, std::integral_constant<int, kRun>(), std::integral_constant<int, kMost>());
+  } else if (t.per_thread == kMost / 2) {
+    f(t, std::integral_constant<int, kRun>(), std::integral_constant<int, kMost / 2>());
+  } else if constexpr (kMost > 4) {
+    f(t, std::integral_constant<int, kRun>(), std::integral_constant<int, kMost / 4>());
   }
   return true;
 }

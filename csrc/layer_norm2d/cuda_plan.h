@@ -47,23 +47,25 @@ struct Tiling {
 
 constexpr int kRun = 4;             // pixels of a run where rows are aligned; else 1
 constexpr int kMaxTile = 64;        // pixels: rows of 128 bytes
-constexpr int kThreadBytes = 64;    // that a thread loads at once, where images are large
 constexpr int64_t kWarpsLiked = 8;  // of a block; more of them wait for one another, narrower rows cost less
 constexpr int64_t kTilesWanted = 3 * kProcessors;  // narrower rows give more blocks where images are small
 constexpr int64_t kWarpsWanted = 16 * kProcessors;
 
-// Channels of a thread at the most: 64 bytes of each image, forward 128; 8 single pixels where rows are not aligned.
-constexpr int most_channels(int element, bool backward) { return backward && element == 4 ? 4 : 8; }
+// Channels of a thread: at the most, and half and a quarter of that. Twelve divide the widths of a U-Net of 48 channels
+// and leave what a tile costs besides to 48 elements; backward, registers have room for 64 bytes of each image. Where
+// rows are not aligned, a thread has single pixels of 8 channels.
+constexpr int most_channels(int element, bool backward) { return !backward ? 12 : element == 4 ? 4 : 8; }
+constexpr int kAlone = 8;
 
 // Warps of a block at the most: two such blocks find registers on a multiprocessor.
-constexpr int max_warps(int per_thread) { return per_thread == 8 ? 10 : 12; }
-template <int K>
-constexpr int kMaxWarps = max_warps(K);  // for the device
+constexpr int max_warps(int per_thread, bool backward) { return per_thread > (backward ? 4 : 8) ? 10 : 12; }
+template <int K, bool kBackward>
+constexpr int kMaxWarps = max_warps(K, kBackward);  // for the device
 
 // The tiles of images of `element` bytes.
 inline Tiling tiling(const LayerNorm2dSize& size, int element, bool aligned, bool backward) {
   Tiling t{};
-  const int run = aligned ? kRun : 1, most = aligned ? most_channels(element, backward) : 8;
+  const int run = aligned ? kRun : 1, most = aligned ? most_channels(element, backward) : kAlone;
   const auto warps = [&](int per) { return cdiv(size.channels << t.lane_bits, int64_t{kWarp} * per); };
   const auto count = [&] { return size.batch * cdiv(size.pixels, int64_t{run} << t.lane_bits); };
   // From rows of 128 bytes or a warp's width down to 32 bytes, a sector.
@@ -73,15 +75,13 @@ inline Tiling tiling(const LayerNorm2dSize& size, int element, bool aligned, boo
   const int widest = t.lane_bits;
   while (row() > 32 && count() < kTilesWanted) --t.lane_bits;
   if (t.lane_bits == widest && warps(most) > kWarpsLiked) --t.lane_bits;
-  while (t.lane_bits > 0 && warps(most) > max_warps(most)) --t.lane_bits;
-  if (warps(most) > max_warps(most)) return t;
+  while (t.lane_bits > 0 && warps(most) > max_warps(most, backward)) --t.lane_bits;
+  if (warps(most) > max_warps(most, backward)) return t;
   t.per_thread = most;
-  // Fewer channels a thread: where enough bytes are left and the block stays small, or where the GPU is not full.
-  while (aligned && t.per_thread > 2) {
-    const int half = t.per_thread / 2;
-    const bool few = count() * warps(t.per_thread) < kWarpsWanted;
-    if (few ? warps(half) > max_warps(half) : warps(half) > kWarpsLiked || half * run * element < kThreadBytes) break;
-    t.per_thread = half;
+  // Fewer channels a thread, and so more warps, where the GPU is not full otherwise.
+  while (aligned && t.per_thread > (backward ? 2 : 3) && count() * warps(t.per_thread) < kWarpsWanted) {
+    if (warps(t.per_thread / 2) > max_warps(t.per_thread / 2, backward)) break;
+    t.per_thread /= 2;
   }
   t.warps = static_cast<int>(warps(t.per_thread));
   t.tile = run << t.lane_bits;

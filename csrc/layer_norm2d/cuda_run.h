@@ -20,6 +20,22 @@ __device__ void forget([[maybe_unused]] N& value) {
 #endif
 }
 
+// One store each; of a plain one the compiler makes four where it knows too little of what lies in between.
+__device__ inline void store_words(void* to, unsigned a, unsigned b) {
+#if defined(CPL_CUDA_HOST)
+  *static_cast<uint2*>(to) = make_uint2(a, b);
+#else
+  asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(a), "r"(b) : "memory");
+#endif
+}
+__device__ inline void store_words(void* to, float a, float b, float c, float d) {
+#if defined(CPL_CUDA_HOST)
+  *static_cast<float4*>(to) = make_float4(a, b, c, d);
+#else
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+#endif
+}
+
 // The two elements of a word, the lower address first.
 __device__ inline float low(unsigned word, __nv_bfloat16) { return __uint_as_float(word << 16); }
 __device__ inline float high(unsigned word, __nv_bfloat16) { return __uint_as_float(word & 0xffff0000u); }
@@ -42,11 +58,10 @@ __device__ inline unsigned word_of(float low, float high, __half) {
   return word;
 }
 
-// Stores are __stwb, which stores as ever: of a plain one the compiler at times makes a store for each element.
 template <typename T, int V>
 struct Run {
   static_assert(V == kRun && sizeof(T) == 2);
-  unsigned words[2] = {};
+  unsigned words[2];
 
   __device__ void read(const T* from) {
     const uint2 both = *reinterpret_cast<const uint2*>(from);
@@ -54,8 +69,7 @@ struct Run {
   }
   __device__ float operator[](int v) const { return v % 2 == 0 ? low(words[v / 2], T()) : high(words[v / 2], T()); }
   static __device__ void write(T* to, const float (&values)[V]) {
-    __stwb(reinterpret_cast<uint2*>(to),
-           make_uint2(word_of(values[0], values[1], T()), word_of(values[2], values[3], T())));
+    store_words(to, word_of(values[0], values[1], T()), word_of(values[2], values[3], T()));
   }
   __device__ void unpack_again() {  // for the next pass; what is unpacked takes twice the registers
     forget(words[0]);
@@ -65,7 +79,7 @@ struct Run {
 
 template <>
 struct Run<float, kRun> {
-  float values[4] = {};
+  float values[4];
 
   __device__ void read(const float* from) {
     const float4 all = *reinterpret_cast<const float4*>(from);
@@ -73,14 +87,14 @@ struct Run<float, kRun> {
   }
   __device__ float operator[](int v) const { return values[v]; }
   static __device__ void write(float* to, const float (&values)[4]) {
-    __stwb(reinterpret_cast<float4*>(to), make_float4(values[0], values[1], values[2], values[3]));
+    store_words(to, values[0], values[1], values[2], values[3]);
   }
   __device__ void unpack_again() {}
 };
 
 template <typename T>
 struct Run<T, 1> {
-  float value = 0;
+  float value;
 
   __device__ void read(const T* from) { value = load(from); }
   __device__ float operator[](int) const { return value; }

@@ -24,7 +24,7 @@ struct Place {
   int step;     // rows of the block
   __device__ explicit Place(const Tiling& t)
       : lanes(1 << t.lane_bits),
-        across(static_cast<int>(threadIdx.x) % lanes * V),
+        across((static_cast<int>(threadIdx.x) & (lanes - 1)) * V),
         channel(static_cast<int>(threadIdx.x) >> t.lane_bits),
         step(static_cast<int>(blockDim.x) >> t.lane_bits) {}
 };
@@ -33,18 +33,25 @@ struct Corner {
   int64_t batch, pixel;  // the tile's first
   __device__ Corner(const Tiling& t, unsigned tile)
       : batch(tile / t.tiles_per_image), pixel(static_cast<int64_t>(tile % t.tiles_per_image) * t.tile) {}
+  // On by so many tiles, without a division.
+  __device__ void advance(const Tiling& t, const Corner& tiles) {
+    const int64_t image = static_cast<int64_t>(t.tiles_per_image) * t.tile;
+    batch += tiles.batch, pixel += tiles.pixel;
+    if (pixel >= image) ++batch, pixel -= image;
+  }
 };
 
-// K runs of a thread, zeros where there is no channel or pixel.
-template <typename T, int V, int K>
+// K runs of a thread, zeros where there is no channel or pixel. kFull: all are there; that is most tiles, and asking
+// for each run costs about as much as what is done with it.
+template <bool kFull, typename T, int V, int K>
 __device__ void read_runs(const ImageView& view, const Corner& corner, const Place<V>& place, int channels, bool inside,
                           Run<T, V> (&runs)[K]) {
   const T* from = view.at<const T>(corner.batch, place.channel, corner.pixel + place.across);
   const int64_t step = place.step * view.stride_channel;
 #pragma unroll
   for (int k = 0; k < K; ++k, from += step) {
-    runs[k] = Run<T, V>();
-    if (inside && place.channel + k * place.step < channels) runs[k].read(from);
+    if constexpr (!kFull) runs[k] = Run<T, V>();
+    if (kFull || (inside && place.channel + k * place.step < channels)) runs[k].read(from);
   }
 }
 
@@ -67,6 +74,7 @@ __device__ void leave(const float (&values)[V], const Place<V>& place, float (*s
 
 __device__ inline float sum_warps(const float (*sums)[kMaxTile], int pixel) {
   float sum = 0;
+#pragma unroll 4
   for (unsigned warp = 0; warp < blockDim.x / kWarp; ++warp) sum += sums[warp][pixel];
   return sum;
 }
@@ -75,165 +83,6 @@ template <int V>
 __device__ void take(float (&values)[V], const Place<V>& place, const float* totals) {
 #pragma unroll
   for (int v = 0; v < V; ++v) values[v] = totals[place.across + v];
-}
-
-template <typename T, int V, int K>
-__global__ void __launch_bounds__(kMaxWarps<K>* kWarp, K == 8 ? 2 : 3)
-    forward_tile(LayerNorm2dForward args, Tiling tiling) {
-  __shared__ __align__(16) float sums[kMaxWarps<K>][kMaxTile];
-  __shared__ __align__(16) float totals[kMaxTile];
-  const int channels = static_cast<int>(args.size.channels);
-  const Place<V> place(tiling);
-  const Corner corner(tiling, blockIdx.x);
-  const bool inside = corner.pixel + place.across < args.size.pixels;  // the others still take part in the barriers
-  Run<T, V> x[K];
-  read_runs(args.x, corner, place, channels, inside, x);
-
-  // f(sum over all channels, pixel of the tile, its place among the statistics or -1), once for each pixel.
-  const auto each_pixel = [&](const auto& f) {
-    __syncthreads();
-#pragma unroll 1
-    for (int p = static_cast<int>(threadIdx.x); p < tiling.tile; p += static_cast<int>(blockDim.x)) {
-      const bool there = corner.pixel + p < args.size.pixels;
-      totals[p] = f(sum_warps(sums, p), there ? corner.batch * args.size.pixels + corner.pixel + p : int64_t{-1});
-    }
-    __syncthreads();
-  };
-  float sum[V] = {};
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-#pragma unroll
-    for (int v = 0; v < V; ++v) sum[v] += x[k][v];
-    x[k].unpack_again();
-  }
-  sum_rows(sum, place.lanes);
-  leave(sum, place, sums);
-  each_pixel([&](float total, int64_t index) {
-    const float mean = total / static_cast<float>(channels);
-    if (index >= 0) static_cast<float*>(args.mean)[index] = mean;
-    return mean;
-  });
-  float mean[V], square[V] = {};
-  take(mean, place, totals);
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-    if (place.channel + k * place.step >= channels) continue;  // zeros are not centred
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      const float centred = x[k][v] - mean[v];
-      square[v] += centred * centred;
-    }
-    x[k].unpack_again();
-  }
-  sum_rows(square, place.lanes);
-  leave(square, place, sums);
-  each_pixel([&](float total, int64_t index) {
-    const float rstd = gpu::layer_norm_rstd(total / static_cast<float>(channels), static_cast<float>(args.eps));
-    if (index >= 0) static_cast<float*>(args.rstd)[index] = rstd;
-    return rstd;
-  });
-  if (!inside) return;
-  float rstd[V];
-  take(rstd, place, totals);
-  const bool center = args.center;
-#pragma unroll
-  for (int v = 0; v < V; ++v) mean[v] = center ? mean[v] : 0.0f;
-  const float* weight = static_cast<const float*>(args.weight) + place.channel;
-  const float* bias = args.bias == nullptr ? nullptr : static_cast<const float*>(args.bias) + place.channel;
-  T* to = args.y.at<T>(corner.batch, place.channel, corner.pixel + place.across);
-  const int64_t step = place.step * args.y.stride_channel;
-#pragma unroll
-  for (int k = 0; k < K; ++k, to += step) {
-    if (place.channel + k * place.step >= channels) break;
-    const float w = weight[k * place.step], b = bias == nullptr ? 0.0f : bias[k * place.step];
-    float y[V];
-#pragma unroll
-    for (int v = 0; v < V; ++v) y[v] = gpu::layer_norm_scaled(x[k][v], mean[v], rstd[v], true) * w + b;
-    Run<T, V>::write(to, y);
-  }
-}
-
-// partial: [gridDim.x, 2, C]; every entry is written. A thread keeps the sums of its channels over all of its block's
-// tiles, walked in order.
-template <typename T, int V, int K>
-__global__ void __launch_bounds__(kMaxWarps<K>* kWarp, K == 2 ? 3 : 2)
-    backward_tile(LayerNorm2dBackward args, Tiling tiling, float* partial) {
-  __shared__ __align__(16) float sums[2][kMaxWarps<K>][kMaxTile];
-  __shared__ __align__(16) float totals[2][kMaxTile];
-  const int channels = static_cast<int>(args.size.channels);
-  Place<V> place(tiling);
-  const auto weight_of = [&](int k) {  // read twice, as registers are short
-    const int c = place.channel + k * place.step;
-    return c < channels ? static_cast<const float*>(args.weight)[c] : 0.0f;
-  };
-  float dweight[K] = {}, dbias[K] = {};
-  for (unsigned tile = blockIdx.x; tile < tiling.tiles; tile += gridDim.x) {
-    const Corner corner(tiling, tile);
-    forget(place.step);  // or offsets of all K channels in three images stay from tile to tile
-    const bool inside = corner.pixel + place.across < args.size.pixels;
-    Run<T, V> x[K], dy[K];
-    read_runs(args.x, corner, place, channels, inside, x);
-    read_runs(args.dy, corner, place, channels, inside, dy);
-    float mean[V] = {}, rstd[V] = {};
-    if (inside) {
-      const int64_t index = corner.batch * args.size.pixels + corner.pixel + place.across;
-      read_floats(static_cast<const float*>(args.mean) + index, mean);
-      read_floats(static_cast<const float*>(args.rstd) + index, rstd);
-    }
-    // What is not there has dy = 0 and adds nothing.
-    float g[V] = {}, gn[V] = {};
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      const float weight = weight_of(k);
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const float upstream = dy[k][v], scaled = gpu::layer_norm_scaled(x[k][v], mean[v], rstd[v], args.center);
-        g[v] += upstream * weight;
-        gn[v] += upstream * weight * scaled;
-        dweight[k] += upstream * scaled;
-        dbias[k] += upstream;
-      }
-      x[k].unpack_again(), dy[k].unpack_again();
-    }
-    sum_rows(g, place.lanes);
-    sum_rows(gn, place.lanes);
-    leave(g, place, sums[0]);
-    leave(gn, place, sums[1]);
-    __syncthreads();
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < 2 * tiling.tile; i += static_cast<int>(blockDim.x)) {
-      const int which = i >= tiling.tile, p = i - which * tiling.tile;
-      totals[which][p] = which == 0 && !args.center ? 0.0f : sum_warps(sums[which], p) / static_cast<float>(channels);
-    }
-    __syncthreads();
-    if (!inside) continue;
-    take(g, place, totals[0]);
-    take(gn, place, totals[1]);
-    T* to = args.dx.at<T>(corner.batch, place.channel, corner.pixel + place.across);
-    const int64_t step = place.step * args.dx.stride_channel;
-#pragma unroll
-    for (int k = 0; k < K; ++k, to += step) {
-      if (place.channel + k * place.step >= channels) break;
-      const float weight = weight_of(k);
-      float dx[V];
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const float h = gpu::layer_norm_scaled(x[k][v], mean[v], rstd[v], true);
-        dx[v] = gpu::layer_norm_dx(dy[k][v] * weight, h, rstd[v], g[v], gn[v]);
-      }
-      Run<T, V>::write(to, dx);
-    }
-  }
-  float* const row = partial + static_cast<int64_t>(blockIdx.x) * 2 * channels;
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-    for (int offset = place.lanes / 2; offset > 0; offset /= 2) {
-      dweight[k] += __shfl_xor_sync(0xffffffffu, dweight[k], offset);
-      dbias[k] += __shfl_xor_sync(0xffffffffu, dbias[k], offset);
-    }
-    const int c = place.channel + k * place.step;
-    if (place.across == 0 && c < channels) row[c] = dweight[k], row[channels + c] = dbias[k];
-  }
 }
 
 }  // namespace

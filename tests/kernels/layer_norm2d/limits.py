@@ -14,9 +14,12 @@ from tests.kernels.triton_aot import Limit
 # chooses to (8 bytes of stack: on sm_80, in 16-bit backwards without mean).
 TRITON_LIMITS = {"forward_kernel": Limit(warps=32), "backward_kernel": Limit(warps=16, spilled=8)}
 
-# Forward, five blocks of 256 threads on a multiprocessor; backward, its four persistent ones. reduce_rows walks a few
-# rows once.
+# Tiles: two blocks of 10 warps at the most channels a thread, of fp32 forward and of 16 bits backward.
+# The kernels for all else: forward, five blocks of 256 threads on a multiprocessor; backward, its four persistent ones.
+# reduce_rows has 512 threads and walks a few rows once.
 CUDA_LIMITS = {
+    "forward_tile": 96,
+    "backward_tile": 96,
     "forward_planar": 48,
     "forward_last": 48,
     "backward_planar": 64,
