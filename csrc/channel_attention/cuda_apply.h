@@ -121,7 +121,7 @@ __device__ void multiply_steps(const Fragment* fragments, int kept, const T* x, 
             float b[kParts][2];
             split_tf32(above, b[0][0], b[1][0]);
             split_tf32(below, b[0][1], b[1][1]);
-            multiply_parts<T>(sum[m][j], a, b, sum[m][j]);
+            multiply_parts(sum[m][j], a, b, sum[m][j]);
           }
         }
       }
@@ -149,8 +149,8 @@ __device__ void finish_row(float (&results)[2 * kColumns], const T* own, int64_t
         }
       }
       __stcg(reinterpret_cast<uint4*>(z + pixel),
-          make_uint4(word_of<T>(results + n), word_of<T>(results + n + kPerWord<T>),
-                     word_of<T>(results + n + 2 * kPerWord<T>), word_of<T>(results + n + 3 * kPerWord<T>)));
+             make_uint4(word_of<T>(results + n), word_of<T>(results + n + kPerWord<T>),
+                        word_of<T>(results + n + 2 * kPerWord<T>), word_of<T>(results + n + 3 * kPerWord<T>)));
     }
   } else {
 #pragma unroll
@@ -161,15 +161,6 @@ __device__ void finish_row(float (&results)[2 * kColumns], const T* own, int64_t
       store(z + pixel * z_stride, results[n]);
     }
   }
-}
-
-// x itself, but the compiler does not know: what it makes of it within a loop it makes anew each time, and does not keep
-// in registers that the loop has no room for.
-__device__ inline int anew(int x) {
-#if !defined(CPL_CUDA_HOST)
-  asm volatile("" : "+r"(x));
-#endif
-  return x;
 }
 
 // grid: heads x walkers x bands x roles, the roles of a piece beside each other: they read the same pixels.
