@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,13 @@ def count(op: str) -> int:
     return source(op).count(BARRIER)
 
 
-def assert_needed(op: OpSpec, barrier: int, cases: Sequence[Case], folder: Path) -> None:
+def assert_needed(
+    op: OpSpec,
+    barrier: int,
+    cases: Sequence[Case],
+    folder: Path,
+    dtypes: Sequence[torch.dtype] = (torch.float32,),
+) -> None:
     """In some order of the threads, the result of one of ``cases`` is wrong without that barrier."""
     parts = source(op.name).split(BARRIER)
     broken = folder / "cuda.cu"
@@ -47,8 +54,8 @@ def assert_needed(op: OpSpec, barrier: int, cases: Sequence[Case], folder: Path)
     def check_under_every_order() -> None:
         for seed in range(ORDERS):
             target = targets.Target("emulated", "cuda").in_order(seed)
-            for case in cases:
-                targets.check(op, case, target, case.inputs(torch.float32), torch.float32)
+            for case, dtype in itertools.product(cases, dtypes):
+                targets.check(op, case, target, case.inputs(dtype), dtype)
 
     with mock.patch.object(build, "op", return_value=executable), pytest.raises(AssertionError):
         check_under_every_order()
