@@ -214,7 +214,8 @@ __global__ void __launch_bounds__(kProductThreads, 1)
   int64_t remaining = all < its ? all : its;    // pixels of the slice
   if (i >= width || j >= width) remaining = 0;  // no such tile
   const int ahead = kWide ? t * kElements : t;  // of a chunk's pixels, this lane's first
-  const Plane<const T> x(x_view, size, head, x_third), y(y_view, size, head, y_third);
+  const Head its_head(size, head);
+  const Plane<const T> x(x_view, size, its_head, x_third), y(y_view, size, its_head, y_third);
   const T *x_at = x.at(i + g, first + ahead), *y_at = y.at(j + g, first + ahead);
   Band sum = {};
   float x_squares[kBandColumns] = {}, y_squares[kBandColumns] = {};

@@ -30,7 +30,7 @@ CUDA_LIMITS = {
     "products": 128,
     "apply": 128,
     "forward_rows": 64,
-    "backward_rows": 64,
+    "backward_rows": 80,
     "backward_columns": 64,
     "sum_temperature": 40,
 }
