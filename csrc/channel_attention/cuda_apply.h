@@ -53,7 +53,7 @@ struct Walk {
 __device__ inline void keep(const Factor<float>& factor, const float* matrix, int width, int row, int step, int count,
                             int steps, Fragment* fragments) {
   const int64_t along_row = factor.transposed ? 1 : width, along_column = factor.transposed ? width : 1;
-#pragma unroll 1
+#pragma unroll 2
   for (int n = threadIdx.x; n < count * kLanes; n += kApplyThreads) {
     const int lane = n % kLanes, f = n / kLanes;
     const int tile = f / (steps * kOutTiles) * kOutTiles + f % kOutTiles;
@@ -75,7 +75,7 @@ constexpr int kRowWords = 4 / kPerWord<T>;  // of four pixels
 
 // Steps whose pixels are read before the first is multiplied: what 128 registers have room for.
 template <bool kWide, typename T>
-constexpr int kAtOnce = kWide || !kExact<T> ? 12 / kRowWords<T> : 3;
+constexpr int kAtOnce = kWide || !kExact<T> ? 12 / kRowWords<T> : 2;
 
 // Pixel of element j of column n in a warp's 32.
 template <bool kWide>
@@ -83,46 +83,49 @@ __device__ int pixel_of(int j, int n) {
   return kWide ? 4 * n + j : 8 * j + n;
 }
 
-// sum += M x for the steps that are kept; x points to channel t of the first of them.
+// Pixels of some steps, as a lane reads them.
 template <bool kWide, typename T>
-__device__ void multiply_steps(const Fragment* fragments, int kept, const T* x, const Plane<const T>& plane,
-                               int channels, int left, float (&sum)[kOutTiles][kColumns][4]) {
-  constexpr int kApart = kWide ? 1 : 8;
-  const int lane = threadIdx.x % kLanes;
-#pragma unroll 1
-  for (int first = 0; first < kept; first += kAtOnce<kWide, T>, fragments += kAtOnce<kWide, T> * kOutTiles) {
-    uint32_t words[kAtOnce<kWide, T>][2][kRowWords<T>];
+using Group = uint32_t[kAtOnce<kWide, T>][2][kRowWords<T>];
+
+// x points to channel t of the first step; so many channels and pixels are left from there.
+template <bool kWide, typename T>
+__device__ void read_group(const T* x, const Plane<const T>& plane, int channels, int left, Group<kWide, T>& words) {
 #pragma unroll
-    for (int s = 0; s < kAtOnce<kWide, T>; ++s) {
+  for (int s = 0; s < kAtOnce<kWide, T>; ++s) {
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int k = (first + s) * 8 + 4 * r;
-        read_words<kWide, kApart>(x, plane.stride_pixel, k < channels ? left : 0, words[s][r]);
-        x += 4 * plane.stride_channel;
-      }
+    for (int r = 0; r < 2; ++r) {
+      read_words<kWide, kWide ? 1 : 8>(x, plane.stride_pixel, 8 * s + 4 * r < channels ? left : 0, words[s][r]);
+      x += 4 * plane.stride_channel;
     }
+  }
+}
+
+// sum += M x for some steps.
+template <bool kWide, typename T>
+__device__ void multiply_group(const Fragment* fragments, int steps, const Group<kWide, T>& words,
+                               float (&sum)[kOutTiles][kColumns][4]) {
+  const int lane = threadIdx.x % kLanes;
 #pragma unroll
-    for (int s = 0; s < kAtOnce<kWide, T>; ++s) {
-      if (first + s >= kept) break;
+  for (int s = 0; s < kAtOnce<kWide, T>; ++s) {
+    if (s >= steps) break;
 #pragma unroll
-      for (int m = 0; m < kOutTiles; ++m) {
-        const Fragment& fragment = fragments[s * kOutTiles + m];
-        const float4 high = fragment.part[0][lane], low = fragment.part[1][lane];
-        const float a[kParts][4] = {{high.x, high.y, high.z, high.w}, {low.x, low.y, low.z, low.w}};
+    for (int m = 0; m < kOutTiles; ++m) {
+      const Fragment& fragment = fragments[s * kOutTiles + m];
+      const float4 high = fragment.part[0][lane], low = fragment.part[1][lane];
+      const float a[kParts][4] = {{high.x, high.y, high.z, high.w}, {low.x, low.y, low.z, low.w}};
 #pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          const int w = j / kPerWord<T>, e = j % kPerWord<T>;
-          const float above = element<T>(words[s][0][w], e), below = element<T>(words[s][1][w], e);
-          if constexpr (kExact<T>) {
-            const float b[2] = {above, below};
-            mma_tf32(sum[m][j], a[1], b, sum[m][j]);
-            mma_tf32(sum[m][j], a[0], b, sum[m][j]);
-          } else {
-            float b[kParts][2];
-            split_tf32(above, b[0][0], b[1][0]);
-            split_tf32(below, b[0][1], b[1][1]);
-            multiply_parts<T>(sum[m][j], a, b, sum[m][j]);
-          }
+      for (int j = 0; j < kColumns; ++j) {
+        const int w = j / kPerWord<T>, e = j % kPerWord<T>;
+        const float above = element<T>(words[s][0][w], e), below = element<T>(words[s][1][w], e);
+        if constexpr (kExact<T>) {
+          const float b[2] = {above, below};
+          mma_tf32(sum[m][j], a[1], b, sum[m][j]);
+          mma_tf32(sum[m][j], a[0], b, sum[m][j]);
+        } else {
+          float b[kParts][2];
+          split_tf32(above, b[0][0], b[1][0]);
+          split_tf32(below, b[0][1], b[1][1]);
+          multiply_parts(sum[m][j], a, b, sum[m][j]);
         }
       }
     }
@@ -149,8 +152,8 @@ __device__ void finish_row(float (&results)[2 * kColumns], const T* own, int64_t
         }
       }
       __stcg(reinterpret_cast<uint4*>(z + pixel),
-          make_uint4(word_of<T>(results + n), word_of<T>(results + n + kPerWord<T>),
-                     word_of<T>(results + n + 2 * kPerWord<T>), word_of<T>(results + n + 3 * kPerWord<T>)));
+             make_uint4(word_of<T>(results + n), word_of<T>(results + n + kPerWord<T>),
+                        word_of<T>(results + n + 2 * kPerWord<T>), word_of<T>(results + n + 3 * kPerWord<T>)));
     }
   } else {
 #pragma unroll
@@ -163,13 +166,10 @@ __device__ void finish_row(float (&results)[2 * kColumns], const T* own, int64_t
   }
 }
 
-// x itself, but the compiler does not know: what it makes of it within a loop it makes anew each time, and does not keep
-// in registers that the loop has no room for.
-__device__ inline int anew(int x) {
-#if !defined(CPL_CUDA_HOST)
-  asm volatile("" : "+r"(x));
-#endif
-  return x;
+__device__ inline Head anew(Head head) {
+  head.image = static_cast<unsigned>(anew(static_cast<int>(head.image)));
+  head.of_image = static_cast<unsigned>(anew(static_cast<int>(head.of_image)));
+  return head;
 }
 
 // grid: heads x walkers x bands x roles, the roles of a piece beside each other: they read the same pixels.
@@ -184,46 +184,62 @@ __global__ void __launch_bounds__(kApplyThreads, kApplyBlocks)
   const unsigned band = index % walk.bands;
   index /= walk.bands;
   const unsigned walker = index % walk.walkers;
-  const unsigned head = index / walk.walkers;
+  const unsigned head_of_all = index / walk.walkers;
+  const Head head(size, head_of_all);
   const Factor<float>& factor = role.factor;
 
   const int warp = threadIdx.x / kLanes, g = threadIdx.x % kLanes / 4, t = threadIdx.x % 4;
   const int group = warp % walk.groups, split = warp / walk.groups, splits = kApplyWarps / walk.groups;
   const int width = static_cast<int>(size.width), steps = (width + 7) / 8;
   const int first_row = static_cast<int>(band) * walk.groups * kOutRows, row = first_row + group * kOutRows;
-  const float* const matrix = factor.matrix + static_cast<int64_t>(head) * width * width;
   const int count = walk.groups * kOutTiles * walk.kept;
-  const bool all_kept = steps <= walk.kept;
+  const auto pixel_of_round = [&](unsigned round) { return (static_cast<int64_t>(round) * splits + split) * kPixels; };
+  const auto pixels_left = [&](int64_t pixel) {  // of a warp's 32; none where it has no rows
+    const int64_t left = size.pixels - pixel;
+    return row < width ? static_cast<int>(left < kPixels ? left : kPixels) : 0;
+  };
+  Group<kWide, T> words;
+  const auto read = [&](unsigned round, int step) {
+    const int64_t pixel = pixel_of_round(round);
+    const int column = pixel_of<kWide>(0, g), k = 8 * step + t;
+    const Plane<const T> x(role.x, size, anew(head), factor.x_third);
+    read_group<kWide>(x.at(k, pixel + column), x, width - k, pixels_left(pixel) - column, words);
+  };
 
-  if (all_kept) {
-    keep(factor, matrix, width, first_row, 0, count, walk.kept, fragments);
-    __syncthreads();
-  }
+  read(walker, 0);
   for (unsigned round = walker; round < walk.rounds; round += walk.walkers) {
-    const int64_t pixel = (static_cast<int64_t>(round) * splits + split) * kPixels;
-    const int left = static_cast<int>(size.pixels - pixel < kPixels ? size.pixels - pixel : kPixels);
-    const bool busy = left > 0 && row < width;  // all of a warp
-    const int column = pixel_of<kWide>(0, g);
     float sum[kOutTiles][kColumns][4] = {};
-    for (int step = 0; step < steps; step += walk.kept) {
-      if (!all_kept) {
-        __syncthreads();  // whoever still multiplies by the last steps' matrix must be done
-        keep(factor, matrix, width, first_row, step, count, walk.kept, fragments);
+    for (int part = 0; part < steps; part += walk.kept) {
+      if (round == walker || walk.kept < steps) {
+        const float* const matrix = factor.matrix + static_cast<int64_t>(head_of_all) * width * width;
+        __syncthreads();  // whoever still multiplies by the last part must be done
+        keep(factor, matrix, width, first_row, part, count, walk.kept, fragments);
         __syncthreads();
       }
-      if (!busy) continue;
-      const int k = 8 * step + t;
-      const Plane<const T> x(role.x, size, static_cast<unsigned>(anew(static_cast<int>(head))), factor.x_third);
-      multiply_steps<kWide>(fragments + group * kOutTiles * walk.kept, walk.kept, x.at(k, pixel + column), x, width - k,
-                            left - column, sum);
+#pragma unroll 1
+      for (int step = part; step < part + walk.kept && step < steps;) {
+        const int at_once = kAtOnce<kWide, T>, n = group * walk.kept + step - part;
+        if (row < width) {
+          multiply_group<kWide, T>(fragments + n * kOutTiles, part + walk.kept - step, words, sum);
+        }
+        step += at_once;
+        // What is multiplied next is read as early as there are registers for it.
+        const bool more = step < steps;
+        read(more ? round : round + walk.walkers, more ? step : 0);
+      }
     }
-    if (!busy) continue;
-    const auto here = static_cast<unsigned>(anew(static_cast<int>(head)));
+    const int64_t pixel = pixel_of_round(round);
+    const int left = pixels_left(pixel);
+    if (left <= 0) continue;  // all of a warp
+    const Head here = anew(head);
     const int out = anew(row) + g;
     const Plane<T> z(z_view, size, here, factor.z_third);
     const Plane<const T> own(role.x, size, here, factor.own_third);
-    const float* const scale =
-        factor.scale == nullptr ? nullptr : factor.scale + (static_cast<int64_t>(here) * 2 + factor.own_third) * width;
+    const float* scale = nullptr;
+    if (factor.scale != nullptr) {
+      const int64_t of_all = here.image * size.heads + here.of_image;
+      scale = factor.scale + (of_all * 2 + factor.own_third) * width + out;
+    }
     T* to = z.at(out, pixel);
     const T* from = own.at(out, pixel);
 #pragma unroll
@@ -233,7 +249,7 @@ __global__ void __launch_bounds__(kApplyThreads, kApplyBlocks)
 #pragma unroll
       for (int e = 0; e < 2 * kColumns; ++e) results[e] = sum[n / 2][e % kColumns][n % 2 * 2 + e / kColumns];
       finish_row<kWide>(results, scale == nullptr ? nullptr : from, own.stride_pixel,
-                        scale == nullptr ? 0.0f : scale[out + 8 * n], to, z.stride_pixel, left);
+                        scale == nullptr ? 0.0f : scale[8 * n], to, z.stride_pixel, left);
     }
   }
 }

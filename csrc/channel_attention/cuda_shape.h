@@ -10,6 +10,15 @@
 namespace cpl::cuda {
 namespace {
 
+struct Head {
+  unsigned image;
+  unsigned of_image;
+
+  // `head` of the heads of all images: they are fewer than a grid's blocks, and 64-bit division is slow.
+  __device__ Head(const ChannelAttentionSize& size, unsigned head)
+      : image(head / static_cast<unsigned>(size.heads)), of_image(head % static_cast<unsigned>(size.heads)) {}
+};
+
 // One head's channels of one third of an image batch.
 template <typename T>
 struct Plane {
@@ -17,12 +26,10 @@ struct Plane {
   int64_t stride_channel;
   int64_t stride_pixel;
 
-  // `head` of the heads of all images: they are fewer than a grid's blocks, and 64-bit division is slow.
-  __device__ Plane(const ImageView& view, const ChannelAttentionSize& size, unsigned head, int third)
-      : stride_channel(view.stride_channel), stride_pixel(view.stride_pixel) {
-    const unsigned heads = static_cast<unsigned>(size.heads);
-    data = view.at<T>(head / heads, (third * size.heads + head % heads) * size.width, 0);
-  }
+  __device__ Plane(const ImageView& view, const ChannelAttentionSize& size, Head head, int third)
+      : data(view.at<T>(head.image, (third * size.heads + head.of_image) * size.width, 0)),
+        stride_channel(view.stride_channel),
+        stride_pixel(view.stride_pixel) {}
   __device__ bool planar() const { return stride_pixel == 1; }
   __device__ T* at(int64_t channel, int64_t pixel) const {
     return data + channel * stride_channel + pixel * stride_pixel;

@@ -95,12 +95,14 @@ __global__ void __launch_bounds__(kWarp* kRows)
   A* const m = matrix + row * width;
   softmax(cosines, temperature, width, attention);
   A inner = 0;
+#pragma unroll 1  // else fp64 spills on sm_120
   for (int64_t j = threadIdx.x; j < width; j += kWarp) {
     m[j] = over_slices(products + j, width * width, heads.slices);
     inner += m[j] * attention[j];
   }
   inner = warp_sum(inner);
   A along = 0, of_row = 0;
+#pragma unroll 1
   for (int64_t j = threadIdx.x; j < width; j += kWarp) {
     const A dlogit = attention[j] * (m[j] - inner), dcosine = temperature * dlogit;
     of_row += dlogit * cosines[j];

@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ A y_tile[kStep][kPitch];
   const int64_t head = blockIdx.x / sums.slices, slice = blockIdx.x % sums.slices;
   const int64_t i = static_cast<int64_t>(blockIdx.y) * kTile, j = static_cast<int64_t>(blockIdx.z) * kTile;
-  const auto of_all = static_cast<unsigned>(head);
+  const Head of_all(size, static_cast<unsigned>(head));
   const Plane<const T> x(x_view, size, of_all, x_third), y(y_view, size, of_all, y_third);
   const int64_t first = slice * sums.slice_pixels;
   const int64_t end = first + sums.slice_pixels < size.pixels ? first + sums.slice_pixels : size.pixels;
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t tiles = (size.pixels + kTile - 1) / kTile;
   const int64_t head = blockIdx.x / tiles, pixel = blockIdx.x % tiles * kTile;
   const int64_t channel = static_cast<int64_t>(blockIdx.y) * kTile;
-  const auto of_all = static_cast<unsigned>(head);
+  const Head of_all(size, static_cast<unsigned>(head));
   const Plane<const T> x(x_view, size, of_all, factor.x_third), own(x_view, size, of_all, factor.own_third);
   const Plane<T> z(z_view, size, of_all, factor.z_third);
   const A* const matrix = factor.matrix + head * size.width * size.width;

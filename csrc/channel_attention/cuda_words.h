@@ -13,13 +13,22 @@ namespace cpl::cuda {
 namespace {
 
 constexpr int kLanes = 32;
-constexpr int kParts = 2;  // see `parts`
+constexpr int kParts = 2;  // of an fp32 number in tf32
 
 template <typename T>
 constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
 
 template <typename T>
 constexpr bool kExact = !std::is_same_v<T, float>;  // is an image of T one of tf32?
+
+// x itself, but the compiler does not know: what it makes of it in or behind a loop it makes there, and does not keep
+// in registers that the loop has no room for.
+__device__ inline int anew(int x) {
+#if !defined(CPL_CUDA_HOST)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
 
 __device__ inline uint32_t bits_of(float x) { return __float_as_uint(x); }
 __device__ inline uint32_t bits_of(__nv_bfloat16 x) { return __bfloat16_as_ushort(x); }
@@ -76,40 +85,19 @@ __device__ void read_words(const T* at, int64_t stride_pixel, int left, uint32_t
       words[w] = 0;
 #pragma unroll
       for (int e = 0; e < kEach; ++e) {
-        const int n = kApart * (w * kEach + e);
-        if (n < left) words[w] |= bits_of(at[n * stride_pixel]) << (16 * e);
+        if (kApart * (w * kEach + e) < left) words[w] |= bits_of(*at) << (16 * e);
+        at += kApart * stride_pixel;
       }
     }
   }
 }
 
-// Two words of a row as operands: element k of both parts goes into the step's k = t and k = t + 4. Of a 16-bit image,
-// whose numbers are tf32 numbers, the parts are two steps; of an fp32 image they are one step's high and low parts.
-template <typename T>
-__device__ void parts(uint32_t first, uint32_t second, float (&out)[kParts][2]) {
-  if constexpr (kExact<T>) {
-    for (int n = 0; n < 2; ++n) {
-      out[0][n] = element<T>(first, n);
-      out[1][n] = element<T>(second, n);
-    }
-  } else {
-    split_tf32(__uint_as_float(first), out[0][0], out[1][0]);
-    split_tf32(__uint_as_float(second), out[0][1], out[1][1]);
-  }
-}
-
-// d = a b + c of `parts`, small terms first.
-template <typename T>
-__device__ void multiply_parts(float (&d)[4], const float (&a)[kParts][4], const float (&b)[kParts][2],
-                               const float (&c)[4]) {
-  if constexpr (kExact<T>) {
-    mma_tf32(d, a[0], b[0], c);
-    mma_tf32(d, a[1], b[1], d);
-  } else {
-    mma_tf32(d, a[1], b[0], c);
-    mma_tf32(d, a[0], b[1], d);
-    mma_tf32(d, a[0], b[0], d);
-  }
+// d = a b + c of fp32 numbers in two tf32 parts, high and low. The product of the low parts is beyond fp32's digits.
+__device__ inline void multiply_parts(float (&d)[4], const float (&a)[kParts][4], const float (&b)[kParts][2],
+                                      const float (&c)[4]) {
+  mma_tf32(d, a[1], b[0], c);
+  mma_tf32(d, a[0], b[1], d);
+  mma_tf32(d, a[0], b[0], d);
 }
 
 }  // namespace

@@ -136,6 +136,37 @@ def test_shuffles_and_votes(planted: emulator.Core, seed: int) -> None:
             torch.testing.assert_close(got[row], expected, msg=f"row {row}, warp {warp}")
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_step_of_the_tensor_cores(planted: emulator.Core, dtype: torch.dtype, seed: int) -> None:
+    """common/mma.h; of fp32 operands the last 13 bits are not looked at."""
+    depth = 8 if dtype == torch.float32 else 16
+    rng = torch.Generator().manual_seed(2)
+    a, b = (torch.randn(rows, depth, generator=rng).to(dtype) for rows in (16, 8))
+    a[3, 5] = torch.nan
+    d = torch.full((16, 8), torch.inf)
+    call(planted, seed, "mma", a, b, d, DTYPE_CODES[dtype])
+    seen = [(x.view(torch.int32) & -(2**13)).view(dtype) if dtype == torch.float32 else x for x in (a, b)]
+    torch.testing.assert_close(d, (seen[0].double() @ seen[1].double().mT).float(), equal_nan=True)
+    assert d.isnan().sum() == 8, "a NaN is in its row alone"
+
+
+def test_tf32_parts(planted: emulator.Core) -> None:
+    x = torch.cat([inputs() * 10.0**e for e in (-20, 0, 20)])
+    x[:3] = torch.tensor([torch.nan, torch.inf, -0.0])
+    high, low = torch.empty_like(x), torch.empty_like(x)
+    call(planted, 0, "split_tf32", x, high, low, len(x))
+    finite = x.isfinite()
+    for part in (high, low):
+        assert torch.equal(
+            part[finite].view(torch.int32) & 0x1FFF, torch.zeros_like(x[finite], dtype=torch.int32)
+        )
+    assert ((high.double() + low.double() - x.double()).abs() <= 2.0**-22 * x.abs().double())[finite].all()
+    assert high[0].isnan()
+    assert high[1] == torch.inf
+    assert low[:2].isnan().all()
+
+
 def test_coordinates_cover_the_grid(planted: emulator.Core) -> None:
     y = torch.full((24, 60), torch.nan)
     call(planted, 5, "coordinates", y)

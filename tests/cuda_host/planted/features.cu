@@ -1,4 +1,5 @@
 // What kernels may use, each against what Python knows of it: no bugs here.
+#include "common/mma.h"
 #include "planted.h"
 
 namespace cpl::planted {
@@ -49,7 +50,45 @@ __global__ void atomics_kernel(int* y) {
   if (atomicCAS(&y[3], 0, 1) == 0) atomicAdd(&y[2], 1);
 }
 
+// d [16, 8] = a [16, k] b [8, k]^T by one warp: of tf32 (fp32 words), k = 8, or of 16-bit numbers, k = 16.
+template <typename T>
+__global__ void mma_kernel(const T* a, const T* b, float* d) {
+  const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+  float sum[4] = {};
+  if constexpr (std::is_same_v<T, float>) {
+    const float left[4] = {a[g * 8 + t], a[(g + 8) * 8 + t], a[g * 8 + t + 4], a[(g + 8) * 8 + t + 4]};
+    const float right[2] = {b[g * 8 + t], b[g * 8 + t + 4]};
+    cuda::mma_tf32(sum, left, right, sum);
+  } else {
+    uint32_t left[4], right[2];
+    for (int n = 0; n < 4; ++n) memcpy(&left[n], a + (g + n % 2 * 8) * 16 + 2 * t + n / 2 * 8, 4);
+    for (int n = 0; n < 2; ++n) memcpy(&right[n], b + g * 16 + 2 * t + n * 8, 4);
+    cuda::mma_16<T>(sum, left, right, sum);
+  }
+  for (int n = 0; n < 4; ++n) d[(g + n / 2 * 8) * 8 + 2 * t + n % 2] = sum[n];
+}
+
+__global__ void split_tf32_kernel(const float* x, float* high, float* low, int64_t n) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i < n) cuda::split_tf32(x[i], high[i], low[i]);
+}
+
 }  // namespace
+
+void mma(Address a, Address b, Address d, int dtype, Address stream) {
+  cuda::dispatch(static_cast<DType>(dtype), [&](auto* element) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    if constexpr (!std::is_same_v<T, double>) {
+      CPL_LAUNCH(mma_kernel<T>, 1, dim3(32), 0, pointer(stream), static_cast<const T*>(pointer(a)),
+                 static_cast<const T*>(pointer(b)), static_cast<float*>(pointer(d)));
+    }
+  });
+}
+
+void split_tf32(Address x, Address high, Address low, int64_t n, Address stream) {
+  CPL_LAUNCH(split_tf32_kernel, blocks(n), dim3(kThreads), 0, pointer(stream), static_cast<const float*>(pointer(x)),
+             static_cast<float*>(pointer(high)), static_cast<float*>(pointer(low)), n);
+}
 
 void warp_functions(Address x, Address y, int64_t n, Address stream) {
   CPL_LAUNCH(warp_functions_kernel, 1, dim3(static_cast<unsigned>(n)), 0, pointer(stream),
@@ -84,6 +123,8 @@ void launch_only(int64_t grid, int64_t block, int64_t shared_bytes, Address stre
 
 }  // namespace cpl::planted
 
+CUDA_HOST_ENTRY(cpl::planted, mma);
+CUDA_HOST_ENTRY(cpl::planted, split_tf32);
 CUDA_HOST_ENTRY(cpl::planted, warp_functions);
 CUDA_HOST_ENTRY(cpl::planted, coordinates);
 CUDA_HOST_ENTRY(cpl::planted, convert);

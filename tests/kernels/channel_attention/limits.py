@@ -21,12 +21,16 @@ TRITON_LIMITS = {
     "apply_kernel": Limit(warps=8, spilled=8),
 }
 
-# 64 to 80 registers let three to four blocks of 256 threads on a multiprocessor; fp64 takes up to 128 for its tile.
+# On the tensor cores: eight warps with a tile of 48 x 48 sums each and all that they read of a chunk take all
+# registers of a multiprocessor; 128 leave room for two blocks of eight, as they do without, in fp64. The small
+# kernels have 128 threads.
 CUDA_LIMITS = {
-    "products": 80,
+    "products_mma": 255,
+    "apply_mma": 128,
+    "products": 128,
     "apply": 128,
     "forward_rows": 64,
-    "backward_rows": 64,
+    "backward_rows": 80,
     "backward_columns": 64,
     "sum_temperature": 40,
 }

@@ -134,6 +134,50 @@ def test_small_differences_of_large_attention_survive(target: Target, dtype: tor
     assert ((y.double() - gold).abs() <= ulp).all()
 
 
+TILES = (
+    case("slices", "two slices of a head, the second with idle warps", 1, (1, 3 * 5, 18, 16)),
+    case("pairs", "four tiles of 48 x 48 for a block, aligned rows", 1, (1, 3 * 64, 6, 8)),
+    case(
+        "parts",
+        "the matrix comes in two parts, its rows in three groups of 48; aligned rows",
+        1,
+        (1, 3 * 104, 3, 16),
+    ),
+    case(
+        "rounds",
+        "so many heads that a block walks over all pixels of one, in two rounds",
+        45,
+        (1, 270, 17, 17),
+    ),
+)
+
+
+@targets.on("channel_attention")
+@pytest.mark.parametrize(
+    "tiles",
+    [pytest.param(c, id=c.name, marks=[pytest.mark.slow] if c.name == "rounds" else []) for c in TILES],
+)
+def test_how_the_tensor_cores_share_out_the_work(target: Target, tiles: Case) -> None:
+    """Every way that ``csrc/channel_attention/cuda.cu`` cuts pixels and channels, wide loads and single ones."""
+    for dtype in (torch.float32, torch.bfloat16):
+        if target.computes(SPEC, dtype):
+            targets.check(SPEC, tiles, target, tiles.inputs(dtype), dtype)
+
+
+@targets.on("channel_attention")
+def test_a_nan_stays_within_its_pixel(target: Target) -> None:
+    """Of v: the tensor cores multiply 32 pixels at once, and zeros beyond a head's last channel."""
+    qkv, temperature = SPEC.cases[0].inputs(torch.float32).values()
+    broken = qkv.clone()
+    broken[0, 2 * 48 + 3, 1, 2] = torch.nan
+    with target.serving("channel_attention"):
+        y = cpl_kernels.channel_attention(broken, temperature, backend=target.backend)
+        whole = cpl_kernels.channel_attention(qkv, temperature, backend=target.backend)
+    assert y[0, :, 1, 2].isnan().all()
+    whole[0, :, 1, 2] = y[0, :, 1, 2] = 0
+    assert torch.equal(y, whole)
+
+
 SUMS = (
     case("blocks", "so many heads that each is one slice, of several blocks", 1, (32, 3 * 48, 30, 40)),
     case("slices", "one head in three slices, whose sums are added", 1, (1, 3 * 5, 33, 34)),
