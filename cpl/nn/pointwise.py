@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+NARROW = (torch.float16, torch.bfloat16)
 
 
 def pointwise_conv(x: Tensor, weight: Tensor) -> Tensor:
     """y[b, :, h, w] = weight x[b, :, h, w], for x [B, C, H, W] and weight [C', C, 1, 1]; returns [B, C', H, W].
 
-    On a CPU, where pixels lie next to each other (not channels_last), it is one matrix product an image:
-    torch's convolution copies input and output into a blocked layout and back, which at these sizes
-    costs as much as the arithmetic (benchmarks/bench_pointwise_conv.py). Elsewhere it is torch's convolution.
+    Where pixels lie next to each other (not channels_last) it is one matrix product an image, on a CPU and on a GPU in
+    16 bits (with autocast or without): torch's convolution copies input and output into another layout and back,
+    which costs as much as the arithmetic, and on a GPU more (benchmarks/bench_pointwise_conv.py). Elsewhere it is
+    torch's convolution: in float32 on a GPU, which it multiplies as TF32 and a product does not, and for an odd number
+    of channels there, where rows of the weight begin at odd places.
     """
-    if x.device.type != "cpu" or x.dim() != 4 or not x.is_contiguous():
+    if x.dim() != 4 or not x.is_contiguous():
         return F.conv2d(x, weight)
-    batch, _, height, width = x.shape
-    # A batched product with an expanded weight, not matmul: matmul folds the batch into the rows,
-    # and then its backward pass transposes whole feature maps.
-    product = torch.bmm(weight.flatten(1).expand(batch, -1, -1), x.flatten(2))
-    return product.view(batch, len(weight), height, width)
+    if x.device.type == "cpu":
+        # A batched product with an expanded weight, not matmul: matmul folds the batch into the rows,
+        # and then its backward pass transposes whole feature maps.
+        product = torch.bmm(weight.flatten(1).expand(len(x), -1, -1), x.flatten(2))
+        return product.view(len(x), len(weight), *x.shape[2:])
+    if x.device.type == "cuda" and not (weight.shape[0] % 2 or weight.shape[1] % 2):
+        if torch.is_autocast_enabled("cuda") and x.dtype == torch.float32:
+            x = x.to(torch.get_autocast_dtype("cuda"))
+        if x.dtype in NARROW:
+            product = _NarrowProduct.apply(x.flatten(2), weight.flatten(1))
+            return product.view(len(x), len(weight), *x.shape[2:])
+    return F.conv2d(x, weight)
+
+
+class _NarrowProduct(torch.autograd.Function):
+    """weight [C', C] times each of x [B, C, P] in the dtype of x; the weight's gradient is summed in float32.
+
+    One node of the graph, whose launches are few: in 16 bits a training step waits for the host.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        narrow = weight.to(x.dtype)
+        ctx.save_for_backward(x, narrow)
+        ctx.weight_dtype = weight.dtype
+        return torch.bmm(narrow.expand(len(x), -1, -1), x)
+
+    @staticmethod
+    @once_differentiable  # the narrow weight is no function of the weight in a graph of the backward
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        dx = torch.bmm(weight.t().expand(len(x), -1, -1), dy) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return dx, None
+        return dx, torch.bmm(dy, x.transpose(1, 2)).sum(0, dtype=torch.float32).to(ctx.weight_dtype)
 
 
 class PointwiseConv(nn.Conv2d):

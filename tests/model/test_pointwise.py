@@ -1,68 +1,55 @@
-"""The 1x1 convolution as a matrix product is torch's convolution, whatever the layout and size."""
+"""The 1x1 convolution against torch's."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from cpl.nn import PointwiseConv
-
-# 1 pixel; one row; odd sides; a batch of none
-SHAPES = [(2, 5, 7, 9), (1, 3, 1, 1), (3, 4, 1, 6), (0, 4, 5, 5)]
+from cpl.nn.pointwise import _NarrowProduct, pointwise_conv
 
 
-def _pair(channels: int, dtype: torch.dtype = torch.float64) -> tuple[PointwiseConv, nn.Conv2d]:
-    torch.manual_seed(0)
-    ours, theirs = PointwiseConv(channels, 6).to(dtype), nn.Conv2d(channels, 6, 1, bias=False).to(dtype)
-    theirs.load_state_dict(ours.state_dict())  # the same names and shapes
-    return ours, theirs
+def test_on_a_cpu_it_is_the_convolution() -> None:
+    x = torch.randn(2, 6, 5, 7, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 6, 1, 1, dtype=torch.float64, requires_grad=True)
+    for images in (x, x.contiguous(memory_format=torch.channels_last), x[0]):
+        torch.testing.assert_close(pointwise_conv(images, weight), F.conv2d(images, weight))
+    assert torch.autograd.gradcheck(pointwise_conv, (x, weight))
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_values_and_gradients_are_the_convolutions(
-    shape: tuple[int, ...], memory_format: torch.memory_format
-) -> None:
-    ours, theirs = _pair(shape[1])
-    x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=memory_format)
-    grad = torch.randn(shape[0], 6, *shape[2:], dtype=torch.float64)
-    results = []
-    for module in (ours, theirs):
-        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
-        y = module(leaf)
-        y.backward(grad)
-        results.append((y, leaf.grad, module.weight.grad))
-    for got, expected in zip(*results, strict=True):
-        # Sums of at most 5 products (63 pixels for the weight) of numbers near 1, in another order.
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_narrow_product_of_a_gpu(dtype: torch.dtype) -> None:
+    """Computed on the CPU here: against the same numbers in float64, to half an ulp of the sum's magnitude."""
+    x = torch.randn(3, 6, 35).to(dtype).requires_grad_()
+    weight = torch.randn(4, 6, requires_grad=True)
+    dy = torch.randn(3, 4, 35).to(dtype)
+    y = _NarrowProduct.apply(x, weight)
+    dx, dweight = torch.autograd.grad(y, (x, weight), dy)
+    assert (y.dtype, dx.dtype, dweight.dtype) == (dtype, dtype, torch.float32)
+    wide_x, wide_weight, wide_dy = x.double(), weight.to(dtype).double(), dy.double()
+    eps = torch.finfo(dtype).eps
+    for got, gold, terms in (
+        (y, wide_weight @ wide_x, wide_weight.abs() @ wide_x.abs()),
+        (dx, wide_weight.T @ wide_dy, wide_weight.abs().T @ wide_dy.abs()),
+        (dweight, (wide_dy @ wide_x.mT).sum(0), (wide_dy.abs() @ wide_x.abs().mT).sum(0)),
+    ):
+        assert ((got.double() - gold).abs() <= eps * terms).all()
 
 
-def test_pixels_next_to_each_other_take_the_product_and_channels_last_the_convolution(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ours, _ = _pair(4)
-    taken = []
-    monkeypatch.setattr(torch, "bmm", lambda a, b, bmm=torch.bmm: (taken.append("product"), bmm(a, b))[1])
-    monkeypatch.setattr(F, "conv2d", lambda *a, conv=F.conv2d: (taken.append("convolution"), conv(*a))[1])
-    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
-    y = ours(x)
-    assert ours(x.contiguous(memory_format=torch.channels_last)).is_contiguous(
-        memory_format=torch.channels_last
-    )
-    assert y.is_contiguous()
-    assert taken == ["product", "convolution"]
+def test_it_has_no_second_derivative_and_says_so() -> None:
+    x, weight = torch.randn(2, 3, 4, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    (dx,) = torch.autograd.grad(_NarrowProduct.apply(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
 
 
-def test_a_wrong_number_of_channels_is_an_error() -> None:
-    ours, _ = _pair(4)
-    with pytest.raises(RuntimeError):
-        ours(torch.randn(2, 5, 3, 3, dtype=torch.float64))
-
-
-def test_compiles_whole() -> None:
-    ours, theirs = _pair(4)
-    x = torch.randn(2, 4, 3, 3, dtype=torch.float64)
-    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), theirs(x), rtol=0, atol=1e-13)
+def test_it_compiles_whole() -> None:
+    x = torch.randn(2, 3, 4, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(5, 3, requires_grad=True)
+    compiled = torch.compile(_NarrowProduct.apply, fullgraph=True, backend="aot_eager")
+    for a, b in zip(
+        torch.autograd.grad(compiled(x, weight).sum(), (x, weight)),
+        torch.autograd.grad(_NarrowProduct.apply(x, weight).sum(), (x, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
