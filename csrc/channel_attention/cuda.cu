@@ -15,8 +15,7 @@
 namespace cpl::cuda {
 namespace {
 
-constexpr int64_t kProductBlocks = 132;  // wanted: one for each multiprocessor, as all of its registers are taken
-constexpr int64_t kApplyBlocksWanted = kApplyBlocks * 132;
+constexpr int64_t kMultiprocessors = 132;
 constexpr int64_t kSliceUnit = 256;  // pixels: a chunk for each warp of a block
 
 unsigned grid_size(int64_t blocks, int64_t most = 0x7fffffff) {
@@ -33,9 +32,10 @@ int64_t heads_of(const ChannelAttentionSize& size) { return size.batch * size.he
 // Blocks of `products_mma` along each side of a head's matrix.
 int64_t product_blocks(const ChannelAttentionSize& size) { return size.width > kBand ? up(size.width, 2 * kBand) : 1; }
 
-// A function of the size alone, so that sums have the same order every time.
+// One block of products for each multiprocessor, as it takes all registers. A function of the size alone, so that sums
+// have the same order every time.
 int64_t slice_pixels(const ChannelAttentionSize& size) {
-  const int64_t across = product_blocks(size), wanted = kProductBlocks / (heads_of(size) * across * across);
+  const int64_t across = product_blocks(size), wanted = kMultiprocessors / (heads_of(size) * across * across);
   return up(up(size.pixels, wanted > 1 ? wanted : 1), kSliceUnit) * kSliceUnit;
 }
 
@@ -119,7 +119,7 @@ void launch_apply_mma(const Roles& roles, const ImageView& z, const ChannelAtten
   const int64_t steps = up(size.width, 8), pieces = heads_of(size) * roles.count * walk.bands;
   walk.kept = static_cast<int>(steps < kKept ? steps : kKept);
   const int64_t rounds = up(size.pixels, kApplyWarps / walk.groups * kPixels);
-  const int64_t wanted = kApplyBlocksWanted > pieces ? kApplyBlocksWanted / pieces : 1;
+  const int64_t blocks = kApplyBlocks<kWide> * kMultiprocessors, wanted = blocks > pieces ? blocks / pieces : 1;
   const int64_t walkers = up(rounds, up(rounds, wanted));  // as many rounds for each
   walk.rounds = grid_size(rounds);
   walk.walkers = grid_size(walkers);
@@ -186,10 +186,10 @@ void channel_attention_backward(const ChannelAttentionBackward& args, void* memo
     launch_products<false, T>(args.dy, 0, args.qkv, 2, size, scratch.sums, stream);
     CPL_LAUNCH((backward_rows<A>), grid_size(up(rows, kRows)), dim3(kWarp, kRows), 0, stream, size, all, scratch.matrix,
                scratch.projections, scratch.share);
-    CPL_LAUNCH((backward_columns<A>), grid_size(up(rows, kWarp * kRows)), dim3(kWarp * kRows), 0, stream, size, all,
-               static_cast<const A*>(scratch.matrix), scratch.projections);
-    CPL_LAUNCH((sum_temperature<A>), grid_size(size.heads), dim3(kWarp), 0, stream, size,
-               static_cast<const A*>(scratch.share), static_cast<A*>(args.dtemperature));
+    const int64_t columns = up(rows, kWarp);
+    CPL_LAUNCH((backward_columns<A>), grid_size(columns + size.heads), dim3(kWarp, kSharers), 0, stream, size, all,
+               static_cast<const A*>(scratch.matrix), scratch.projections, static_cast<const A*>(scratch.share),
+               static_cast<A*>(args.dtemperature), grid_size(columns));
     const Step<A> steps[] = {{{scratch.matrix, scratch.projections, false, 1, 0, 0}, args.qkv},
                              {{scratch.matrix, scratch.projections, true, 0, 1, 1}, args.qkv},
                              {{scratch.attention, nullptr, true, 0, 2, 0}, args.dy}};

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "channel_attention/cuda_runs.h"
 #include "channel_attention/cuda_shape.h"
 #include "channel_attention/cuda_words.h"
 #include "channel_attention/op.h"
@@ -16,13 +17,13 @@ namespace {
 
 constexpr int kApplyWarps = 8;
 constexpr int kApplyThreads = kApplyWarps * kLanes;
-constexpr int kApplyBlocks = 2;  // of a multiprocessor: 128 registers
-constexpr int kOutRows = 48;     // channels of a warp's results
+// Blocks of a multiprocessor: 128 registers, which single pixels' addresses have no room in.
+template <bool kWide>
+constexpr int kApplyBlocks = kWide ? 2 : 1;
+constexpr int kOutRows = 48;  // channels of a warp's results
 constexpr int kOutTiles = kOutRows / 16;
-constexpr int kPixels = 32;            // of a warp's results
-constexpr int kColumns = kPixels / 8;  // steps' results beside each other
-constexpr int kKept = 12;              // steps along k whose matrix lies in shared memory: 96 channels
-constexpr int kRoles = 3;              // at the most
+constexpr int kKept = 12;  // steps along k whose matrix lies in shared memory: 96 channels
+constexpr int kRoles = 3;  // at the most
 
 // A step's 16 x 8 of the matrix, in two parts.
 struct Fragment {
@@ -39,7 +40,7 @@ struct Roles {
   unsigned count;
 };
 
-// How the pixels and rows of a head are shared out. Only the pixels of one warp are in one sum, so results depend on
+// How the pixels and rows of a head are shared out. A result is one lane's sum over all channels, so results depend on
 // none of this.
 struct Walk {
   unsigned rounds;   // of a block's warps over the pixels
@@ -73,25 +74,20 @@ __device__ inline void keep(const Factor<float>& factor, const float* matrix, in
 template <typename T>
 constexpr int kRowWords = 4 / kPerWord<T>;  // of four pixels
 
-// Steps whose pixels are read before the first is multiplied: what 128 registers have room for.
-template <bool kWide, typename T>
-constexpr int kAtOnce = kWide || !kExact<T> ? 12 / kRowWords<T> : 2;
+template <typename T>
+constexpr int kAtOnce = 12 / kRowWords<T>;  // steps whose pixels are read before the first is multiplied
 
-// Pixel of element j of column n in a warp's 32.
-template <bool kWide>
-__device__ int pixel_of(int j, int n) {
-  return kWide ? 4 * n + j : 8 * j + n;
-}
+using Results = float[kOutTiles][kColumns][4];
 
 // Pixels of some steps, as a lane reads them.
-template <bool kWide, typename T>
-using Group = uint32_t[kAtOnce<kWide, T>][2][kRowWords<T>];
+template <typename T>
+using Group = uint32_t[kAtOnce<T>][2][kRowWords<T>];
 
 // x points to channel t of the first step; so many channels and pixels are left from there.
 template <bool kWide, typename T>
-__device__ void read_group(const T* x, const Plane<const T>& plane, int channels, int left, Group<kWide, T>& words) {
+__device__ void read_group(const T* x, const Plane<const T>& plane, int channels, int left, Group<T>& words) {
 #pragma unroll
-  for (int s = 0; s < kAtOnce<kWide, T>; ++s) {
+  for (int s = 0; s < kAtOnce<T>; ++s) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       read_words<kWide, kWide ? 1 : 8>(x, plane.stride_pixel, 8 * s + 4 * r < channels ? left : 0, words[s][r]);
@@ -101,12 +97,11 @@ __device__ void read_group(const T* x, const Plane<const T>& plane, int channels
 }
 
 // sum += M x for some steps.
-template <bool kWide, typename T>
-__device__ void multiply_group(const Fragment* fragments, int steps, const Group<kWide, T>& words,
-                               float (&sum)[kOutTiles][kColumns][4]) {
+template <typename T>
+__device__ void multiply_group(const Fragment* fragments, int steps, const Group<T>& words, Results& sum) {
   const int lane = threadIdx.x % kLanes;
 #pragma unroll
-  for (int s = 0; s < kAtOnce<kWide, T>; ++s) {
+  for (int s = 0; s < kAtOnce<T>; ++s) {
     if (s >= steps) break;
 #pragma unroll
     for (int m = 0; m < kOutTiles; ++m) {
@@ -132,36 +127,27 @@ __device__ void multiply_group(const Fragment* fragments, int steps, const Group
   }
 }
 
-// A row's results of this lane: those of columns 2t and 2t + 1, eight pixels.
+// Result e of a run, in row 8 n + g.
+__device__ inline float& result(Results& sum, int n, int e) {
+  return sum[n / 2][e % kColumns][n % 2 * 2 + e / kColumns];
+}
+
+// sum = -scale * own, both of which point to this lane's first row. All of it is on its way before any is waited for.
 template <bool kWide, typename T>
-__device__ void finish_row(float (&results)[2 * kColumns], const T* own, int64_t own_stride, float scale, T* z,
-                           int64_t z_stride, int left) {
-  constexpr int kVector = 4 * kPerWord<T>;  // elements of 16 bytes
-  const int t = threadIdx.x % 4;
-  if constexpr (kWide) {
+__device__ void start(const float* scale, const T* own, const Plane<const T>& plane, int rows, int left, Results& sum) {
+  Run<T> words[2 * kOutTiles];
+  float scales[2 * kOutTiles];
 #pragma unroll
-    for (int n = 0; n < 2 * kColumns; n += kVector) {
-      const int pixel = 8 * t + n;
-      if (pixel >= left) continue;
-      if (own != nullptr) {
-        uint32_t words[4];
-        read_words<true, 1>(own + pixel, 1, 1, words);
+  for (int n = 0; n < 2 * kOutTiles; ++n, own += 8 * plane.stride_channel) {
+    const bool inside = 8 * n < rows;
+    scales[n] = inside ? scale[8 * n] : 0.0f;
+    read_run<kWide>(own, plane.stride_pixel, inside ? left : 0, words[n]);
+  }
 #pragma unroll
-        for (int e = 0; e < kVector; ++e) {
-          results[n + e] -= scale * element<T>(words[e / kPerWord<T>], e % kPerWord<T>);
-        }
-      }
-      __stcg(reinterpret_cast<uint4*>(z + pixel),
-             make_uint4(word_of<T>(results + n), word_of<T>(results + n + kPerWord<T>),
-                        word_of<T>(results + n + 2 * kPerWord<T>), word_of<T>(results + n + 3 * kPerWord<T>)));
-    }
-  } else {
+  for (int n = 0; n < 2 * kOutTiles; ++n) {
 #pragma unroll
-    for (int n = 0; n < 2 * kColumns; ++n) {
-      const int pixel = pixel_of<false>(n % kColumns, 2 * t + n / kColumns);
-      if (pixel >= left) continue;
-      if (own != nullptr) results[n] -= scale * load(own + pixel * own_stride);
-      store(z + pixel * z_stride, results[n]);
+    for (int e = 0; e < kRun; ++e) {
+      result(sum, n, e) = -scales[n] * element<T>(words[n][e / kPerWord<T>], e % kPerWord<T>);
     }
   }
 }
@@ -174,7 +160,7 @@ __device__ inline Head anew(Head head) {
 
 // grid: heads x walkers x bands x roles, the roles of a piece beside each other: they read the same pixels.
 template <bool kWide, typename T>
-__global__ void __launch_bounds__(kApplyThreads, kApplyBlocks)
+__global__ void __launch_bounds__(kApplyThreads, kApplyBlocks<kWide>)
     apply_mma(const __grid_constant__ Roles roles, ImageView z_view, ChannelAttentionSize size,
               const __grid_constant__ Walk walk) {
   CPL_DYNAMIC_SHARED(Fragment, fragments);  // [groups * kOutTiles][kept]
@@ -198,7 +184,7 @@ __global__ void __launch_bounds__(kApplyThreads, kApplyBlocks)
     const int64_t left = size.pixels - pixel;
     return row < width ? static_cast<int>(left < kPixels ? left : kPixels) : 0;
   };
-  Group<kWide, T> words;
+  Group<T> words;
   const auto read = [&](unsigned round, int step) {
     const int64_t pixel = pixel_of_round(round);
     const int column = pixel_of<kWide>(0, g), k = 8 * step + t;
@@ -208,7 +194,16 @@ __global__ void __launch_bounds__(kApplyThreads, kApplyBlocks)
 
   read(walker, 0);
   for (unsigned round = walker; round < walk.rounds; round += walk.walkers) {
-    float sum[kOutTiles][kColumns][4] = {};
+    const int64_t pixel = pixel_of_round(round);
+    const int left = pixels_left(pixel);
+    Results sum = {};
+    if (factor.scale != nullptr) {
+      const Head here = anew(head);
+      const int64_t of_all = here.image * size.heads + here.of_image, out = row + g;
+      const Plane<const T> own(role.x, size, here, factor.own_third);
+      start<kWide>(factor.scale + (of_all * 2 + factor.own_third) * width + out, own.at(out, pixel), own,
+                   width - static_cast<int>(out), left, sum);
+    }
     for (int part = 0; part < steps; part += walk.kept) {
       if (round == walker || walk.kept < steps) {
         const float* const matrix = factor.matrix + static_cast<int64_t>(head_of_all) * width * width;
@@ -218,9 +213,9 @@ __global__ void __launch_bounds__(kApplyThreads, kApplyBlocks)
       }
 #pragma unroll 1
       for (int step = part; step < part + walk.kept && step < steps;) {
-        const int at_once = kAtOnce<kWide, T>, n = group * walk.kept + step - part;
+        const int at_once = kAtOnce<T>, n = group * walk.kept + step - part;
         if (row < width) {
-          multiply_group<kWide, T>(fragments + n * kOutTiles, part + walk.kept - step, words, sum);
+          multiply_group<T>(fragments + n * kOutTiles, part + walk.kept - step, words, sum);
         }
         step += at_once;
         // What is multiplied next is read as early as there are registers for it.
@@ -228,28 +223,15 @@ __global__ void __launch_bounds__(kApplyThreads, kApplyBlocks)
         read(more ? round : round + walk.walkers, more ? step : 0);
       }
     }
-    const int64_t pixel = pixel_of_round(round);
-    const int left = pixels_left(pixel);
-    if (left <= 0) continue;  // all of a warp
-    const Head here = anew(head);
+    const Plane<T> z(z_view, size, anew(head), factor.z_third);
     const int out = anew(row) + g;
-    const Plane<T> z(z_view, size, here, factor.z_third);
-    const Plane<const T> own(role.x, size, here, factor.own_third);
-    const float* scale = nullptr;
-    if (factor.scale != nullptr) {
-      const int64_t of_all = here.image * size.heads + here.of_image;
-      scale = factor.scale + (of_all * 2 + factor.own_third) * width + out;
-    }
-    T* to = z.at(out, pixel);
-    const T* from = own.at(out, pixel);
+    T* to = z.at(out, pixel_of_round(anew(static_cast<int>(round))));
 #pragma unroll
-    for (int n = 0; n < 2 * kOutTiles; ++n, to += 8 * z.stride_channel, from += 8 * own.stride_channel) {
-      if (out + 8 * n >= width) continue;
-      float results[2 * kColumns];
+    for (int n = 0; n < 2 * kOutTiles; ++n, to += 8 * z.stride_channel) {
+      float results[kRun];
 #pragma unroll
-      for (int e = 0; e < 2 * kColumns; ++e) results[e] = sum[n / 2][e % kColumns][n % 2 * 2 + e / kColumns];
-      finish_row<kWide>(results, scale == nullptr ? nullptr : from, own.stride_pixel,
-                        scale == nullptr ? 0.0f : scale[8 * n], to, z.stride_pixel, left);
+      for (int e = 0; e < kRun; ++e) results[e] = result(sum, n, e);
+      if (out + 8 * n < width) store_run<kWide>(results, to, z.stride_pixel, left);
     }
   }
 }

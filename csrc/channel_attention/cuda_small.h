@@ -1,4 +1,4 @@
-// The small matrices of channel_attention on CUDA: a warp for each row, its lanes along the columns.
+// The small matrices of channel_attention on CUDA: lanes along the columns, a warp for each row or a part of all rows.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,8 @@ namespace cpl::cuda {
 namespace {
 
 constexpr int kWarp = 32;
-constexpr int kRows = 4;  // warps of a block
+constexpr int kRows = 4;     // warps of a block, a row each
+constexpr int kSharers = 8;  // warps of a block, a part of each column
 
 // What is known of the heads of all images, one behind the other.
 template <typename A>
@@ -27,11 +28,19 @@ struct Heads {
   int64_t slices;
 };
 
-// The sum over slices, in order.
+// The sum over slices, in order. Many are on their way at once: one after the other they would take longer than the
+// products.
 template <typename A>
 __device__ A over_slices(const A* first, int64_t stride, int64_t slices) {
+  constexpr int kAtOnce = 8;
   A total = 0;
-  for (int64_t s = 0; s < slices; ++s) total += first[s * stride];
+  for (int64_t s = 0; s < slices; s += kAtOnce) {
+    A some[kAtOnce];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n, first += stride) some[n] = s + n < slices ? *first : A(0);
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) total += some[n];
+  }
   return total;
 }
 
@@ -95,14 +104,12 @@ __global__ void __launch_bounds__(kWarp* kRows)
   A* const m = matrix + row * width;
   softmax(cosines, temperature, width, attention);
   A inner = 0;
-#pragma unroll 1  // else fp64 spills on sm_120
   for (int64_t j = threadIdx.x; j < width; j += kWarp) {
     m[j] = over_slices(products + j, width * width, heads.slices);
     inner += m[j] * attention[j];
   }
   inner = warp_sum(inner);
   A along = 0, of_row = 0;
-#pragma unroll 1
   for (int64_t j = threadIdx.x; j < width; j += kWarp) {
     const A dlogit = attention[j] * (m[j] - inner), dcosine = temperature * dlogit;
     of_row += dlogit * cosines[j];
@@ -116,32 +123,39 @@ __global__ void __launch_bounds__(kWarp* kRows)
   share[row] = of_row;
 }
 
-// b of a column, by a thread; M has the gradient of the cosines divided by both norms.
+// b of a column by a thread in each warp; M has the gradient of the cosines divided by both norms. The blocks behind
+// those of the columns: dtemperature of a head, the shares of all its rows in all images.
 template <typename A>
-__global__ void __launch_bounds__(kWarp* kRows)
-    backward_columns(ChannelAttentionSize size, Heads<A> heads, const A* matrix, A* projections) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarp * kRows + threadIdx.x, width = size.width;
-  if (index >= size.batch * size.heads * width) return;
-  const int64_t head = index / width, j = index % width;
-  const A k_norm = heads.k_norm[index];
-  A along = 0;
-  for (int64_t i = 0; i < width; ++i) {
-    const int64_t entry = (head * width + i) * width + j;
-    along += matrix[entry] * heads.q_norm[head * width + i] * k_norm * heads.cosines[entry];
-  }
-  projections[(head * 2 + 1) * width + j] = gpu::attention_projection(along, k_norm);
-}
-
-// dtemperature of a head, by a warp: the shares of all its rows in all images.
-template <typename A>
-__global__ void __launch_bounds__(kWarp) sum_temperature(ChannelAttentionSize size, const A* share, A* dtemperature) {
-  const int64_t rows = size.batch * size.width;
+__global__ void __launch_bounds__(kWarp* kSharers)
+    backward_columns(ChannelAttentionSize size, Heads<A> heads, const A* matrix, A* projections, const A* share,
+                     A* dtemperature, unsigned column_blocks) {
+  __shared__ A sums[kSharers][kWarp];
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWarp + threadIdx.x, width = size.width;
+  const bool column = blockIdx.x < column_blocks, inside = index < size.batch * size.heads * width;
+  const int64_t head = column ? index / width : blockIdx.x - column_blocks, j = index % width;
+  const A k_norm = column && inside ? heads.k_norm[index] : A(1);
   A sum = 0;
-  for (int64_t n = threadIdx.x; n < rows; n += kWarp) {
-    sum += share[(n / size.width * size.heads + blockIdx.x) * size.width + n % size.width];
+  if (column) {
+    for (int64_t i = threadIdx.y; inside && i < width; i += kSharers) {
+      const int64_t entry = (head * width + i) * width + j;
+      sum += matrix[entry] * heads.q_norm[head * width + i] * k_norm * heads.cosines[entry];
+    }
+  } else {
+    for (int64_t n = threadIdx.y * kWarp + threadIdx.x; n < size.batch * width; n += kWarp * kSharers) {
+      sum += share[(n / width * size.heads + head) * width + n % width];
+    }
   }
-  sum = warp_sum(sum);
-  if (threadIdx.x == 0) dtemperature[blockIdx.x] = sum;
+  sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0) return;
+  A total = 0;
+  for (int n = 0; n < kSharers; ++n) total += sums[n][threadIdx.x];
+  if (!column) {
+    total = warp_sum(total);
+    if (threadIdx.x == 0) dtemperature[head] = total;
+  } else if (inside) {
+    projections[(head * 2 + 1) * width + j] = gpu::attention_projection(total, k_norm);
+  }
 }
 
 }  // namespace

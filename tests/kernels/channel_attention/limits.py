@@ -22,17 +22,16 @@ TRITON_LIMITS = {
 }
 
 # On the tensor cores: eight warps with a tile of 48 x 48 sums each and all that they read of a chunk take all
-# registers of a multiprocessor; 128 leave room for two blocks of eight, as they do without, in fp64. The small
-# kernels have 128 threads.
+# registers of a multiprocessor, as does `apply_mma` where pixels are read one by one; else its launch bounds say 128,
+# for two blocks of eight warps, as there are in fp64. The small kernels have 128 threads.
 CUDA_LIMITS = {
     "products_mma": 255,
-    "apply_mma": 128,
+    "apply_mma": 255,
     "products": 128,
     "apply": 128,
-    "forward_rows": 64,
+    "forward_rows": 168,
     "backward_rows": 80,
     "backward_columns": 64,
-    "sum_temperature": 40,
 }
 
 SHAPES = {
