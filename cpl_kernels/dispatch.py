@@ -46,13 +46,38 @@ _MEASURED_ON_CPU = (
 
 _CPU_EVIDENCE = "benchmarks/results/cpu_dispatch.json"
 _H200_EVIDENCE = "benchmarks/results/h200_dispatch.json"
-_MEASURED_ON_H200 = ("layer_norm2d", "dwconv", "gated_dwconv", "channel_attention")
-_CUDA = ("cuda", "reference")
+_FUSED_ON_H200 = (
+    "layer_norm2d",
+    "gated_dwconv",
+    "channel_attention",
+    "aggregate_prompts",
+    "feature_distances",
+)
+_FP64 = ("float64",)
+_TO_32_BITS = ("float32", "bfloat16", "float16")
+_CUDA, _CUDA_TRITON, _TRITON_CUDA = (
+    (*fused, "reference") for fused in (("cuda",), ("cuda", "triton"), ("triton", "cuda"))
+)
+
+
+def _on_h200(op: str, dtypes: tuple[str, ...], sizes: tuple[str, ...], order: tuple[str, ...]) -> Row:
+    return Row(op, "sm_90", dtypes, sizes, order, _H200_EVIDENCE)
+
+
 TABLE = (
-    *(
-        Row(op, "sm_90", ("float32", "bfloat16", "float16"), _EVERY_SIZE, _CUDA, _H200_EVIDENCE)
-        for op in _MEASURED_ON_H200
-    ),
+    *(_on_h200(op, _TO_32_BITS, _EVERY_SIZE, _CUDA_TRITON) for op in _FUSED_ON_H200),
+    *(_on_h200(op, _FP64, _EVERY_SIZE, _CUDA) for op in (*_FUSED_ON_H200, "route_topk", "route_negatives")),
+    _on_h200("dwconv", ("bfloat16", "float16"), _EVERY_SIZE, _CUDA),
+    _on_h200("dwconv", ("float32", "float64"), ("large",), _CUDA),
+    _on_h200("dwconv", ("float32", "float64"), ("small", "medium"), ("reference",)),
+    _on_h200("route_topk", _TO_32_BITS, ("small", "medium"), _CUDA_TRITON),
+    _on_h200("route_topk", _TO_32_BITS, ("large",), _TRITON_CUDA),
+    _on_h200("route_negatives", _TO_32_BITS, ("small",), _CUDA_TRITON),
+    _on_h200("route_negatives", _TO_32_BITS, ("medium", "large"), _TRITON_CUDA),
+    # Without the matrix it is slower, but where tensor cores multiply and the matrix is large.
+    _on_h200("info_nce", ("bfloat16", "float16"), ("large",), ("triton", "reference")),
+    _on_h200("info_nce", ("bfloat16", "float16"), ("small", "medium"), ("reference",)),
+    _on_h200("info_nce", ("float32", "float64"), _EVERY_SIZE, ("reference",)),
     *(Row(op, "cpu", DTYPES, _EVERY_SIZE, _NATIVE, _CPU_EVIDENCE) for op in _MEASURED_ON_CPU),
     # In float16 the compiler converts element by element, and large calls lose.
     Row("feature_distances", "cpu", ("float32", "bfloat16", "float64"), _EVERY_SIZE, _NATIVE, _CPU_EVIDENCE),

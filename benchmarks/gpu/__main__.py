@@ -1,6 +1,6 @@
 """Everything that a machine with a GPU is asked, in one command that needs no network and takes at most nine minutes.
 
-    python -m benchmarks.gpu --out DIR [--only OP ...] [--wheels DIR] [--dry]
+    python -m benchmarks.gpu --out DIR [--only OP ...] [--wheels DIR] [--seconds S] [--dry]
 
 In DIR: result.json and page.md, rewritten after every stage, and log.txt, what the stages printed. The exit status is
 1 when a stage failed or overran its time; the stages after it run all the same.
@@ -44,12 +44,12 @@ def plan(only: list[str], wheels: Path | None, dry: bool) -> list[Stage]:
         "dry: there is no GPU" if dry else "" if sanitizer else "compute-sanitizer is not installed"
     )
     return [
-        Stage("machine", 30, module("machine"), last),
-        Stage("wheels", 30, checks.install_wheels(carried), lambda text: {"wheels": [p.name for p in carried]},
+        Stage("machine", 20, module("machine"), last),
+        Stage("wheels", 20, checks.install_wheels(carried), lambda text: {"wheels": [p.name for p in carried]},
               left_out=no_wheels),
-        Stage("build", 100, checks.BUILD, checks.read_build, checks.build_environment(),
+        Stage("build", 80, checks.BUILD, checks.read_build, checks.build_environment(),
               left_out="dry: the core that is there is used" if dry else ""),
-        Stage("tests", 130, checks.tests(collect_only=dry), checks.read_tests),
+        Stage("tests", 180, checks.tests(collect_only=dry), checks.read_tests),
         Stage("small calls", 30, module("small_calls", *only), checks.read_small_calls),
         *(
             Stage(tool, 40, checks.under(tool, sanitizer, module("small_calls", *only)), checks.read_sanitizer,
@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         "--only", nargs="+", default=[], metavar="OP", help=f"of {', '.join(stages.known_ops())}"
     )
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="wheels of peers that only run on a GPU")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for all; default: {SECONDS}")
     parser.add_argument("--dry", action="store_true", help="the same code on the CPU: small, once, no build")
     args = parser.parse_args(argv)
     unknown = [op for op in args.only if op not in stages.known_ops()]
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         "only": args.only or list(stages.known_ops()),
     }
     well = stages.run_all(
-        plan(args.only, args.wheels, args.dry), args.out, DRY_SECONDS if args.dry else SECONDS, facts
+        plan(args.only, args.wheels, args.dry), args.out, DRY_SECONDS if args.dry else args.seconds, facts
     )
     print(f"{args.out / 'page.md'}")
     return 0 if well else 1

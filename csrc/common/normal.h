@@ -47,7 +47,8 @@ struct Normal {
 CPL_HD Normal<float> normal(float x) {
   const float z = __builtin_fabsf(x) * 0.707106781f;
 #if defined(__CUDA_ARCH__)
-  // Two instructions of the special-function unit. exp errs by |z^2| ulp more: nothing beside what the result is added to.
+  // Two instructions of the special-function unit. exp errs by |z^2| ulp more: nothing beside what the result is added
+  // to.
   const float gauss = __expf(-z * z);
   const float t = __fdividef(1.0f, 1.0f + 0.3f * z);
 #else

@@ -19,7 +19,7 @@ namespace cpl::cuda {
 constexpr int kWalkThreads = 64;  // few, as registers come by the block
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kTaps = 9;
-constexpr int kReach = 2;             // rows beside a strip that the backward looks at
+constexpr int kReach = 2;               // rows beside a strip that the backward looks at
 constexpr int64_t kMostRows = 1 << 20;  // of a strip
 
 // A function of the sizes alone, so that sums have the same order every time.
@@ -41,9 +41,12 @@ struct RowWalk {
   }
 };
 
-// halo: as above, if a row takes more than one tile. least_rows: of a strip; each costs a few rows more.
-inline RowWalk walk_rows(int64_t planes, int64_t height, int64_t width, int vector, int halo, int64_t least_rows) {
-  constexpr int64_t kWarps = 132 * 40;  // on an H200 fewer do not keep enough bytes in flight
+constexpr int64_t kMultiprocessors = 132;
+
+// halo: as above, if a row takes more than one tile. least_rows: of a strip; each strip walks a few rows more. warps:
+// wanted, so that enough bytes are on their way.
+inline RowWalk walk_rows(int64_t planes, int64_t height, int64_t width, int vector, int halo, int64_t least_rows,
+                         int64_t warps_wanted) {
   const int64_t lanes = (width + vector - 1) / vector;
   RowWalk walk{32, 0, 32 * vector, 1, 1, 1, planes};
   if (lanes <= 32) {
@@ -57,7 +60,7 @@ inline RowWalk walk_rows(int64_t planes, int64_t height, int64_t width, int vect
   }
   const int64_t warps = std::max<int64_t>(1, walk.segments() * walk.lanes / 32);
   const int64_t most = std::max<int64_t>(1, height / least_rows);
-  const int64_t strips = std::min(most, (kWarps + warps - 1) / warps);
+  const int64_t strips = std::min(most, (warps_wanted + warps - 1) / warps);
   const int64_t rows = std::max<int64_t>(1, (height + strips - 1) / strips);
   walk.rows = static_cast<int>(std::min<int64_t>(rows, kMostRows));
   walk.strips = (height + walk.rows - 1) / walk.rows;
@@ -144,7 +147,8 @@ template <typename T, int kVector, int kWaiting, bool kBeside = false>
 class Rows {
  public:
   // first: the first row, counted from the strip's first.
-  __device__ Rows(const T* plane, const Segment<kVector>& at, int first) : next_(plane + at.offset(first)), row_(first) {
+  __device__ Rows(const T* plane, const Segment<kVector>& at, int first)
+      : next_(plane + at.offset(first)), row_(first) {
     for (int i = 0; i < kWaiting; ++i) fetch(waiting_[i], at);
   }
   __device__ Row<T, kVector> take(const Segment<kVector>& at) {
@@ -177,7 +181,8 @@ __device__ void write_pack(T* to, const A (&values)[kVector]) {
   store_pack(to, pack);
 }
 
-// A row with the columns left and right of the lane's own, from its neighbours; at the segment's ends `left` and `right`.
+// A row with the columns left and right of the lane's own, from its neighbours; at the segment's ends `left` and
+// `right`.
 template <typename A, int kVector>
 __device__ void with_neighbours(const A (&own)[kVector], int lane, int lanes, A (&row)[kVector + 2], A left = A(0),
                                 A right = A(0)) {
@@ -236,8 +241,8 @@ struct Convolution {
 // the taps and the bias.
 template <typename A, int kVector>
 struct Transposed {
-  A done[kVector];             // the gradient by the input, of the row above the new one
-  A sums[kTaps + 1];           // taps, then bias
+  A done[kVector];    // the gradient by the input, of the row above the new one
+  A sums[kTaps + 1];  // taps, then bias
 
   __device__ Transposed() : done{}, sums{} {}
   __device__ void take(const A (&row)[kVector + 2], const A* taps) {

@@ -26,8 +26,7 @@ inline DwconvBackward dwconv_backward_args(ImageView dy, ImageView x, ImageView 
 
 inline void dwconv_forward(ImageView x, ImageView y, Address weight, Address bias, int64_t batch, int64_t channels,
                            int64_t height, int64_t width, int dtype, int threads) {
-  CPL_CALL_ISA(
-      dwconv_forward(dwconv_forward_args(x, y, weight, bias, batch, channels, height, width, dtype), threads));
+  CPL_CALL_ISA(dwconv_forward(dwconv_forward_args(x, y, weight, bias, batch, channels, height, width, dtype), threads));
 }
 
 inline void dwconv_backward(ImageView dy, ImageView x, ImageView dx, Address weight, Address dweight, Address dbias,
@@ -41,18 +40,16 @@ inline int64_t dwconv_partial(int64_t batch, int64_t channels, int64_t height, i
   return cuda::dwconv_partial({batch, channels, height, width});
 }
 
-inline void dwconv_forward_cuda(ImageView x, ImageView y, Address weight, Address bias, int64_t batch,
-                                int64_t channels, int64_t height, int64_t width, int dtype, Address stream) {
-  cuda::dwconv_forward(dwconv_forward_args(x, y, weight, bias, batch, channels, height, width, dtype),
-                       pointer(stream));
+inline void dwconv_forward_cuda(ImageView x, ImageView y, Address weight, Address bias, int64_t batch, int64_t channels,
+                                int64_t height, int64_t width, int dtype, Address stream) {
+  cuda::dwconv_forward(dwconv_forward_args(x, y, weight, bias, batch, channels, height, width, dtype), pointer(stream));
 }
 
 inline void dwconv_backward_cuda(ImageView dy, ImageView x, ImageView dx, Address weight, Address dweight,
                                  Address dbias, int64_t batch, int64_t channels, int64_t height, int64_t width,
                                  int dtype, Address partial, Address stream) {
-  cuda::dwconv_backward(
-      dwconv_backward_args(dy, x, dx, weight, dweight, dbias, batch, channels, height, width, dtype),
-      pointer(partial), pointer(stream));
+  cuda::dwconv_backward(dwconv_backward_args(dy, x, dx, weight, dweight, dbias, batch, channels, height, width, dtype),
+                        pointer(partial), pointer(stream));
 }
 #endif
 

@@ -101,8 +101,7 @@ void dwconv_backward(const DwconvBackward& args, int threads) {
       for (int64_t k = 0; k < kSums; ++k) {
         double total = 0;
         for (int64_t b = 0; b < args.size.batch; ++b) total += sums[(b * channels + c) * kSums + k];
-        A* const target =
-            k == kTaps ? static_cast<A*>(args.dbias) + c : static_cast<A*>(args.dweight) + c * kTaps + k;
+        A* const target = k == kTaps ? static_cast<A*>(args.dbias) + c : static_cast<A*>(args.dweight) + c * kTaps + k;
         *target = static_cast<A>(total);
       }
     }

@@ -12,6 +12,7 @@ namespace cpl::cuda {
 namespace {
 
 constexpr int kForwardBlocks = 16;  // on a multiprocessor: up to 64 registers; without a word ptxas spills for 48
+constexpr int64_t kWarps = 40 * kMultiprocessors;
 constexpr int64_t kLeastRows = 8;  // of a strip: two more are read twice
 
 template <typename T, typename A, int kVector>
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(kWalkThreads) backward(DwconvBackward args, Ro
 
 template <int kColumns>
 RowWalk walk_of(const DwconvSize& size) {
-  return walk_rows(size.batch * size.channels, size.height, size.width, kColumns, 0, kLeastRows);
+  return walk_rows(size.batch * size.channels, size.height, size.width, kColumns, 0, kLeastRows, kWarps);
 }
 
 }  // namespace

@@ -16,6 +16,8 @@ namespace {
 
 constexpr int kForwardHalo = 0;  // the lanes at the ends of a tile read one column more instead
 constexpr int64_t kForwardRows = 8, kBackwardRows = 16;
+// On an H200 the forward is bound by its arithmetic, and a strip's additional rows cost more than more warps bring.
+constexpr int64_t kForwardWarps = 16 * kMultiprocessors, kBackwardWarps = 40 * kMultiprocessors;
 constexpr int kBackwardBlocks = 6;  // on a multiprocessor: 168 registers, three warps for each scheduler
 
 template <int kVector>
@@ -114,13 +116,14 @@ __global__ void __launch_bounds__(kWalkThreads, sizeof(A) == 8 ? 4 : kBackwardBl
 
 template <int kColumns>
 RowWalk forward_walk(const GatedDwconvSize& size) {
-  return walk_rows(size.batch * size.channels, size.height, size.width, kColumns, kForwardHalo, kForwardRows);
+  return walk_rows(size.batch * size.channels, size.height, size.width, kColumns, kForwardHalo, kForwardRows,
+                   kForwardWarps);
 }
 
 template <int kColumns>
 RowWalk backward_walk(const GatedDwconvSize& size) {
   const int halo = backward_halo<kColumns>();
-  return walk_rows(size.batch * size.channels, size.height, size.width, kColumns, halo, kBackwardRows);
+  return walk_rows(size.batch * size.channels, size.height, size.width, kColumns, halo, kBackwardRows, kBackwardWarps);
 }
 
 // Calls f(element pointer, std::bool_constant<gelu>).
