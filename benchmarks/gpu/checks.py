@@ -40,10 +40,10 @@ def read_build(text: str) -> dict[str, Any]:
 
 
 def tests(collect_only: bool) -> list[str]:
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", GPU_TESTS, "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu and not slow", GPU_TESTS, "-p", "no:cacheprovider"]
     if collect_only:
         return [*command, "--collect-only", "-q"]
-    return [*command, "-v", "--continue-on-collection-errors", "-n", str(PROCESSES)]
+    return [*command, "-v", "--continue-on-collection-errors", "-n", str(PROCESSES), "--dist", "loadgroup"]
 
 
 def read_tests(text: str) -> dict[str, Any]:

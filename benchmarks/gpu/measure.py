@@ -74,7 +74,7 @@ def right_ones(
             continue
         absent |= why
         if not why:
-            functions[name] = made[0]
+            functions[name] = problem.bind(made[0], device)
     return functions, absent, failed
 
 

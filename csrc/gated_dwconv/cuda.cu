@@ -16,7 +16,8 @@ namespace {
 
 constexpr int kForwardHalo = 0;  // the lanes at the ends of a tile read one column more instead
 constexpr int64_t kForwardRows = 8, kBackwardRows = 16;
-// On an H200 the forward is bound by its arithmetic, and a strip's additional rows cost more than more warps bring.
+// On an H200 the forward is bound by its arithmetic: neither more warps, whose strips have additional rows, nor a
+// second row asked for ahead make it faster (the latter takes half as long again in bf16).
 constexpr int64_t kForwardWarps = 16 * kMultiprocessors, kBackwardWarps = 40 * kMultiprocessors;
 constexpr int kBackwardBlocks = 6;  // on a multiprocessor: 168 registers, three warps for each scheduler
 
@@ -31,8 +32,8 @@ __global__ void __launch_bounds__(kWalkThreads) forward(GatedDwconvForward args,
   const Segment<kVector> at(walk, size.height, size.width);
   const int64_t batch = at.plane / size.channels, channel = at.plane % size.channels;
   Convolution<A, kVector> a(args.weight, args.bias, channel), g(args.weight, args.bias, channel + size.channels);
-  Rows<T, kVector, kAhead<T>, true> xa(args.x.at<const T>(batch, channel, 0), at, -1);
-  Rows<T, kVector, kAhead<T>, true> xg(args.x.at<const T>(batch, channel + size.channels, 0), at, -1);
+  Rows<T, kVector, 1, true> xa(args.x.at<const T>(batch, channel, 0), at, -1);
+  Rows<T, kVector, 1, true> xg(args.x.at<const T>(batch, channel + size.channels, 0), at, -1);
   T* y = args.y.at<T>(batch, channel, 0) + at.offset(-2);  // a row is complete with the one below it
   for (int n = 0; n < walk.rows + 2; ++n) {
     A row[kVector + 2];

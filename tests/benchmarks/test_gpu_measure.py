@@ -69,6 +69,16 @@ def tiny(implementations: dict[str, Any]) -> harness.Bench:
     return harness.Bench("tiny", {"cpu": (problem,)}, implementations, torch.sin, 1e-6, 1e-6)
 
 
+def test_arguments_without_a_gradient_reach_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """aggregate_prompts has indices and a size, route_topk its k: their rows come out, and nothing fails."""
+    for name in ("SECONDS", "LEAST_ROUNDS", "MOST_ROUNDS", "WARMUP"):
+        monkeypatch.setattr(harness, name, 1)
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)
+    for op in ("aggregate_prompts", "route_topk"):
+        found = measure.case(op, 0, "float32", CPU)
+        assert not found["failed"] and len(found["rows"]) >= 4, found["failed"]
+
+
 def test_a_wrong_or_broken_implementation_is_named_and_the_others_are_timed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

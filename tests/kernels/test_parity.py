@@ -48,6 +48,7 @@ def _far_dimensions(op: OpSpec, case: Case) -> list[tuple[str, int, bool]]:
     return [(f"{d}", d, False) for d in range(4) if any(len(s) > d and s[d] > 1 for s in shapes)]
 
 
+@pytest.mark.xdist_group("memory")  # gigabytes of a GPU's: one process at a time
 @over(lambda op: op.small, also=("dimension", _far_dimensions))
 def test_offsets_past_two_to_the_31(op: OpSpec, target: Target, case: Case, dimension: int) -> None:
     """Memory is promised, not allocated: a 32-bit offset would crash or read the wrong page."""
