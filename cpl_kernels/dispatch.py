@@ -36,6 +36,7 @@ _NATIVE = ("native", "reference")
 
 _MEASURED_ON_CPU = (
     "layer_norm2d",
+    "dwconv",
     "gated_dwconv",
     "channel_attention",
     "route_topk",
