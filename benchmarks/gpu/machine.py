@@ -28,12 +28,17 @@ def said(*command: str) -> str | None:
 
 
 def commit() -> str:
-    """Of the checkout; where its .git did not come along, of the file COMMIT, as setup.py has it."""
+    """Of the checkout; where the tree was sent without its history, of the file COMMIT, as setup.py has it.
+
+    COMMIT comes first: who sends a tree may leave another .git there than the one that it was made with.
+    """
+    kept = ROOT / "COMMIT"
+    if kept.exists():
+        return kept.read_text().strip()
     if (ROOT / ".git").exists() and (head := said("git", "rev-parse", "HEAD")):
         changed = said("git", "status", "--porcelain", "--untracked-files=no")
         return f"{head} with changes that are not committed" if changed else head
-    kept = ROOT / "COMMIT"
-    return kept.read_text().strip() if kept.exists() else "unknown"
+    return "unknown"
 
 
 def version(package: str) -> str:

@@ -11,9 +11,9 @@ from tests.kernels.triton_aot import Limit
 
 # The products and their application have eight warps a program and keep a tile of results and its operands in
 # registers: two programs on a multiprocessor in most calls, one at least (gfx942, and bf16 in three parts or fp16 on
-# sm_80 and sm_120). Where all but a few registers fit, ptxas chooses to spill those in one call of eight (up to 32 bytes
-# of stack; gfx942's forward seven registers): once a program, not once a step. The small kernels have four warps and
-# run once a head.
+# sm_80 and sm_120). Where all but a few registers fit, ptxas chooses to spill those in one call of eight (up to 32
+# bytes of stack; gfx942's forward seven registers): once a program, not once a step. The small kernels have four warps
+# and run once a head.
 TRITON_LIMITS = {
     "products_kernel": Limit(warps=8, spilled=32),
     "forward_kernel": Limit(warps=8, spilled=8),
