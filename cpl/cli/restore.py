@@ -19,6 +19,7 @@ examples:
   cpl restore holiday/ --checkpoint model.safetensors --output restored/ --recursive
   cpl restore 'scans/*.tif' --checkpoint model.safetensors --output scans/ --suffix _restored
   cpl restore photo.jpg --checkpoint model.safetensors --output out/ --device cuda --dtype bf16
+  cpl restore large.png --checkpoint model.safetensors --output out/ --memory 2GB
 
 exit status: 0 all restored, 1 some files failed (each is named), 2 nothing done, 130 interrupted"""
 EXTRA = "train"
@@ -43,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suffix", default="", help="add this to each output's name, before its extension")
     parser.add_argument("--recursive", action="store_true", help="look into subfolders, and keep them")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that are already there")
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="limit on the memory that restoring takes beside the model, such as 2GB: strip by strip, with the same "
+        "result, and scratch files in TMPDIR for what does not fit (default: at once, if the free memory suffices)",
+    )
     add_device_arguments(parser)
 
 
@@ -54,7 +61,12 @@ def run(args: argparse.Namespace) -> int:
     from cpl.inference import folder
     from cpl.inference.load import HOW_TO_GET_ONE, load_model
     from cpl.inference.restore import restore
+    from cpl.inference.streaming.limits import parse_memory
 
+    try:
+        memory = None if args.memory is None else parse_memory(args.memory)
+    except ValueError as error:
+        raise CplError(f"--{error}") from error
     if args.checkpoint is None:
         raise CplError(f"a trained model is needed, --checkpoint FILE: {HOW_TO_GET_ONE}")
     jobs = folder.plan(
@@ -63,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     model, _ = load_model(args.checkpoint, args.device)
 
     def restorer(image: np.ndarray, name: str) -> np.ndarray:
-        return restore(model, image, dtype=args.dtype)
+        return restore(model, image, dtype=args.dtype, memory=memory)
 
     with ProgressBar("restoring", len(jobs)) as bar:
         report = folder.run(

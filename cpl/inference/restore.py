@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 
 from cpl.errors import CplError
 from cpl.inference.images import LUMA
+from cpl.inference.streaming import restore_streaming
+from cpl.inference.streaming.limits import limit_where_free_memory_is_short, parse_memory, showing
+from cpl.models.restorer import Restorer
 
 Image = TypeVar("Image")
 
@@ -24,11 +28,22 @@ class RestoreError(CplError):
     """An image that this model cannot restore on this device; the message says the size and the remedy."""
 
 
+@dataclass(frozen=True)
+class _How:
+    device: str | torch.device | None
+    dtype: str | torch.dtype
+    memory: int | None
+    progress: Callable[[float], None]
+
+
 def restore(
     model: nn.Module,
     image: Image,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype = "fp32",
+    *,
+    memory: str | int | None = None,
+    progress: bool | Callable[[float], None] = False,
 ) -> Image:
     """Run the model on a whole image and return the result as the same kind of object.
 
@@ -42,6 +57,12 @@ def restore(
             a floating-point tensor [3, H, W] or [B, 3, H, W] with values in [0, 1], on any device.
         device: where to run, e.g. "cuda"; the model is moved there and stays. None: where it is.
         dtype: "fp32", or "bf16" to run under autocast (half the memory, small differences).
+        memory: a limit like "2GB" on the memory that restoring takes beside the model and the image as given: the image
+            is worked through strip by strip, with the same result to float32 rounding (exact: not tiles), and what
+            does not fit lies in scratch files in the folder for temporary ones (TMPDIR). Slower by about half.
+            For the networks of cpl.create_model, in float32. None: at once, unless the memory that is free does not
+            suffice for that; then as with half of it for a limit.
+        progress: True shows a bar while strips are worked through; or a function that is given the share done.
 
     Returns:
         The restored image, clipped to [0, 1], of the same type, shape and dtype (and device) as given.
@@ -52,20 +73,25 @@ def restore(
     Raises:
         TypeError: no such kind of image; ValueError: its shape, values or ``dtype`` are wrong.
         RestoreError: out of memory, or the model gave NaN or infinite values.
+        CplError: ``memory`` is too small for this image, or the disk for its scratch files; before any work.
     """
+    limit = None if memory is None else parse_memory(memory)
+    with showing(progress) as report:
+        return _restore(model, image, _How(device, dtype, limit, report))
+
+
+def _restore(model: nn.Module, image: Image, how: _How) -> Image:
     pil = sys.modules.get("PIL.Image")  # whoever holds a PIL image has imported it
     if pil is not None and isinstance(image, pil.Image):
-        return _restore_pil(model, image, device, dtype)
+        return _restore_pil(model, image, how)
     if isinstance(image, np.ndarray):
-        return _restore_array(model, image, device, dtype)  # type: ignore[return-value]
+        return _restore_array(model, image, how)  # type: ignore[return-value]
     if isinstance(image, Tensor):
-        return _restore_tensor(model, image, device, dtype)  # type: ignore[return-value]
+        return _restore_tensor(model, image, how)  # type: ignore[return-value]
     raise TypeError(f"want a PIL image, a NumPy array or a tensor, got {type(image).__name__}")
 
 
-def _restore_tensor(
-    model: nn.Module, image: Tensor, device: str | torch.device | None, dtype: str | torch.dtype
-) -> Tensor:
+def _restore_tensor(model: nn.Module, image: Tensor, how: _How) -> Tensor:
     if not image.is_floating_point():
         raise TypeError(f"want a floating-point tensor in [0, 1], got {image.dtype}: use image.float() / 255")
     if image.ndim not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
@@ -78,13 +104,11 @@ def _restore_tensor(
             f"image values reach from {low:.4g} to {high:.4g}, want [0, 1]: divide by the maximum, or clip"
         )
     batch = image.detach().reshape(-1, *image.shape[-3:])
-    restored = _run(model, batch.clamp(0, 1), device, dtype)
+    restored = _run(model, batch.clamp(0, 1), how)
     return restored.to(device=image.device, dtype=image.dtype).reshape(image.shape)
 
 
-def _restore_array(
-    model: nn.Module, image: np.ndarray, device: str | torch.device | None, dtype: str | torch.dtype
-) -> np.ndarray:
+def _restore_array(model: nn.Module, image: np.ndarray, how: _How) -> np.ndarray:
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"want an array [H, W, 3], got {image.shape}")
     if image.dtype in (np.uint8, np.uint16):
@@ -94,16 +118,14 @@ def _restore_array(
     else:
         raise TypeError(f"want uint8, uint16 or floating-point pixels, got {image.dtype}")
     planes = np.moveaxis(image, -1, 0).astype(np.float32) / np.float32(scale)
-    restored = _restore_tensor(model, torch.from_numpy(np.ascontiguousarray(planes)), device, dtype)
+    restored = _restore_tensor(model, torch.from_numpy(np.ascontiguousarray(planes)), how)
     result = np.ascontiguousarray(np.moveaxis(restored.numpy(), 0, -1))
     if scale != 1.0:
         result = np.rint(result * np.float32(scale))
     return result.astype(image.dtype)
 
 
-def _restore_pil(
-    model: nn.Module, image: Any, device: str | torch.device | None, dtype: str | torch.dtype
-) -> Any:
+def _restore_pil(model: nn.Module, image: Any, how: _How) -> Any:
     from PIL import Image as pil
 
     # A colour key names a colour that the restored picture no longer has: it becomes an alpha channel.
@@ -126,10 +148,10 @@ def _restore_pil(
     rgb = np.broadcast_to(pixels[:, :, :colours], (*pixels.shape[:2], 3))
     if colours == 1:  # in float, so that the three channels are rounded once, as one
         top = np.iinfo(pixels.dtype).max
-        grey = _restore_array(model, rgb.astype(np.float32) / np.float32(top), device, dtype) @ LUMA
+        grey = _restore_array(model, rgb.astype(np.float32) / np.float32(top), how) @ LUMA
         restored = np.rint(grey[:, :, None] * top).astype(pixels.dtype)
     else:
-        restored = _restore_array(model, rgb, device, dtype)
+        restored = _restore_array(model, rgb, how)
     result = np.concatenate([restored, pixels[:, :, colours:]], axis=2)
     made = pil.fromarray(np.ascontiguousarray(result[:, :, 0] if result.shape[2] == 1 else result))
     # ICC profile and EXIF among it. Some of Pillow's writers take them from here (PNG's the profile),
@@ -138,11 +160,9 @@ def _restore_pil(
     return made
 
 
-def _run(
-    model: nn.Module, batch: Tensor, device: str | torch.device | None, dtype: str | torch.dtype
-) -> Tensor:
+def _run(model: nn.Module, batch: Tensor, how: _How) -> Tensor:
     """[B, 3, H, W] in [0, 1] -> float32 of the same shape, on the device where it ran."""
-    number = _dtype(dtype)
+    number, device = _dtype(how.dtype), how.device
     first = next(model.parameters(), None)
     where = (
         torch.device(device) if device is not None else first.device if first is not None else batch.device
@@ -152,8 +172,16 @@ def _run(
     own = first.dtype if first is not None else torch.float32
     height, width = batch.shape[-2:]
     autocast = torch.autocast(where.type, dtype=torch.bfloat16, enabled=number is torch.bfloat16)
+    limit = how.memory
+    if limit is None and isinstance(model, Restorer) and number is torch.float32:
+        limit = limit_where_free_memory_is_short(model, batch.shape, where)
+    if limit is not None:
+        _check_streams(model, number)
     with _evaluating(model), torch.inference_mode(), autocast, _memory_errors(height, width, where):
-        restored = model(batch.to(device=where, dtype=own))
+        if limit is None:
+            restored = model(batch.to(device=where, dtype=own))
+        else:
+            restored = _strip_by_strip(model, batch, limit, where, how.progress)
     if restored.shape != batch.shape:
         raise ValueError(f"the model gave {tuple(restored.shape)} for an image batch {tuple(batch.shape)}")
     # A clone made outside of inference mode is an ordinary tensor, usable in autograd.
@@ -164,6 +192,29 @@ def _run(
             + (", or bf16 is too coarse for them: use fp32" if number is torch.bfloat16 else "")
         )
     return restored.clamp_(0, 1)
+
+
+def _check_streams(model: nn.Module, number: torch.dtype) -> None:
+    if not isinstance(model, Restorer):
+        raise TypeError(
+            f"memory= works for the networks of cpl.create_model, and this is a {type(model).__name__}: leave it out"
+        )
+    if number is not torch.float32:
+        raise ValueError("memory= restores in float32: leave dtype out, or memory")
+
+
+def _strip_by_strip(
+    model: nn.Module, batch: Tensor, limit: int, where: torch.device, progress: Callable[[float], None]
+) -> Tensor:
+    assert isinstance(model, Restorer)
+    done: list[Tensor] = []
+
+    def of_all(share: float) -> None:
+        progress((len(done) + share) / len(batch))
+
+    for one in batch:
+        done.append(restore_streaming(model, one, limit, where, progress=of_all)[0])
+    return torch.stack(done)
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -1,0 +1,76 @@
+"""Limits on memory as users write them, what is free, and how the work shows."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from cpl.models.restorer import Restorer
+
+_UNITS = {"": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40}
+_SHARE = 0.8  # of the free memory that an untiled restoring may take by this estimate
+
+
+def parse_memory(limit: str | int) -> int:
+    """Bytes of "2GB", "512 MB" (powers of 1024) or a number of bytes.
+
+    Raises:
+        ValueError: it is neither, or not positive.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]b)?\s*", str(limit).lower())
+    size = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+    if size <= 0:
+        raise ValueError(f"memory must be a number of bytes or like '2GB' or '512MB', got {limit!r}")
+    return size
+
+
+def in_words(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def untiled_bytes(model: Restorer, shape: Sequence[int]) -> int:
+    """What a forward of [B, 3, H, W] without a graph holds at its worst, about: the widest feed-forward at full size,
+    its input and norm, and what the encoder keeps."""
+    channels = 2 * model.config.dim
+    hidden = int(model.config.ffn_expansion * channels)
+    batch, _, height, width = shape
+    return 4 * batch * height * width * (3 * hidden + 4 * channels)
+
+
+def limit_where_free_memory_is_short(
+    model: Restorer, shape: Sequence[int], device: torch.device
+) -> int | None:
+    """Half of the free memory, in bytes, where an untiled restoring would want more than there is; else None."""
+    free = free_memory(device)
+    if free is None or untiled_bytes(model, shape) <= _SHARE * free:
+        return None
+    return free // 2
+
+
+def free_memory(device: torch.device) -> int | None:
+    """In bytes; None where it cannot be known."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s*(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
+    return 1024 * int(found[1]) if found else None
+
+
+@contextlib.contextmanager
+def showing(progress: bool | Callable[[float], None]) -> Iterator[Callable[[float], None]]:
+    """A function to report the share of the work to; with True it moves a bar on a terminal."""
+    if callable(progress):
+        yield progress
+        return
+    if not progress:
+        yield lambda share: None
+        return
+    from rich.progress import Progress
+
+    with Progress(transient=True) as bars:
+        task = bars.add_task("restoring", total=1.0, visible=False)
+        yield lambda share: bars.update(task, completed=share, visible=True)

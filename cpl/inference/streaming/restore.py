@@ -1,0 +1,109 @@
+"""The exact restoring of an image of any size within a limit on the process's own memory."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cpl.errors import CplError
+from cpl.inference.streaming.limits import in_words
+from cpl.inference.streaming.walk import Walk
+from cpl.inference.streaming.workspace import Workspace
+from cpl.models.restorer import Restorer
+
+_LARGEST_STRIP = 256 * 2**20  # bytes: larger ones are not faster
+_HELD = 1.6  # times what a strip's arithmetic holds by the count: allocators, and the kernels' own scratch
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What restoring an image will take, in bytes.
+
+    Attributes:
+        strip: of what is computed at a time.
+        maps_in_memory, maps_in_files: of feature maps, at the worst moment.
+        least: the smallest limit with which this image could be restored at all.
+    """
+
+    strip: int
+    maps_in_memory: int
+    maps_in_files: int
+    least: int
+
+    def __str__(self) -> str:
+        memory, files = self.maps_in_memory + self.strip, self.maps_in_files
+        return f"{in_words(memory)} of memory and {in_words(files)} of scratch files"
+
+
+def plan(model: Restorer, height: int, width: int, limit: int) -> Plan:
+    """For an image of that size, with ``limit`` bytes of memory beyond what the process has already.
+
+    Raises:
+        CplError: even the smallest plan needs more; the message says how much.
+    """
+
+    def walk(memory: int) -> Walk:
+        made = Walk(model, Workspace(memory, None, counts_only=True), 0, torch.device("cpu"), computes=False)
+        made.run(torch.empty(3, height, width, device="meta"))
+        return made
+
+    image = 2 * 4 * 3 * height * width  # given and made
+    smallest = int(_HELD * walk(0).smallest_strip)
+    least = image + smallest
+    if limit < least:
+        raise CplError(
+            f"a {width}x{height} image needs at least {in_words(least)} of memory, and the limit leaves "
+            f"{in_words(limit)}: raise the limit (memory=, --memory) or give a smaller image"
+        )
+    strip = min(_LARGEST_STRIP, max(smallest, (limit - image) // 2))
+    maps = limit - image - strip
+    counted = walk(maps).workspace
+    return Plan(strip, counted.most_in_memory, counted.most_in_files, least)
+
+
+def restore_streaming(
+    model: Restorer,
+    image: Tensor,
+    limit: int,
+    device: torch.device,
+    folder: str | Path | None = None,
+    progress: Callable[[float], None] = lambda done: None,
+) -> tuple[Tensor, float]:
+    """Restore [3, H, W] in [0, 1]; equal to ``model(image[None])[0]`` to float32 rounding.
+
+    Args:
+        limit: bytes of memory beyond what the process has already; feature maps that do not fit lie in files.
+        folder: of the files; None: the system's folder for temporary ones.
+        progress: called with the share of the work that is done.
+
+    Returns:
+        The image, not clipped, in float32 on the CPU; and the smallest margin between a chosen prompt's share and the
+        best one left out (infinite without prompts): below about 1e-5 the untiled network may choose otherwise.
+
+    Raises:
+        CplError: the limit is too small, or the disk has not the room; before any work.
+    """
+    _, height, width = image.shape
+    needed = plan(model, height, width, limit)
+    folder = Path(folder or tempfile.gettempdir())
+    free = shutil.disk_usage(folder).free
+    if needed.maps_in_files > free:
+        raise CplError(
+            f"the feature maps of a {width}x{height} image need {in_words(needed.maps_in_files)} of "
+            f"scratch files and {folder} has {in_words(free)} free: set TMPDIR to a larger disk, or raise the limit"
+        )
+    memory = needed.maps_in_memory
+    counted = Walk(model, Workspace(memory, None, counts_only=True), 0, device, computes=False)
+    counted.run(torch.empty(image.shape, device="meta"))
+    strip = int(needed.strip / _HELD)
+    work = Walk(model, Workspace(memory, folder), strip, device, progress=progress)
+    work.total = counted.work
+    with torch.inference_mode():
+        restored = work.run(image.float().cpu())
+    return restored, min(work.margins, default=float("inf"))

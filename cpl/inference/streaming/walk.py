@@ -1,0 +1,198 @@
+"""The network's order of things over maps in a workspace; the same once to count what is needed, and once to do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cpl.inference.streaming.strips import Attention, Resized, Rows, convolution, second_sweep, strips
+from cpl.inference.streaming.workspace import Joined, Map, Source, Workspace
+from cpl.models.restorer import MULTIPLE, Restorer
+from cpl.nn.block import TransformerBlock
+from cpl.nn.padding import reflected_index
+from cpl.nn.prompt import SparsePromptModule
+from cpl_kernels import aggregate_prompts, route_topk
+
+Progress = Callable[[float], None]
+
+
+class Padded:
+    """The image [3, H, W], padded on the right and below as the network pads it, read by rows."""
+
+    def __init__(self, image: Tensor) -> None:
+        self._image = image
+        height, width = image.shape[1:]
+        self.channels = image.shape[0]
+        self.height, self.width = height + -height % MULTIPLE, width + -width % MULTIPLE
+        self._rows, self._columns = reflected_index(height, self.height), reflected_index(width, self.width)
+
+    def read(self, first: int, end: int) -> Tensor:
+        return self._image[None, :, self._rows[first:end]][..., self._columns]
+
+
+class Walk:
+    """One restoring of one image.
+
+    Attributes:
+        work: of all sweeps so far, pixels times channels.
+        smallest_strip: bytes of the smallest strip in the widest sweep.
+        margins: of each routing, between the share of the last prompt chosen and the first left out.
+    """
+
+    def __init__(
+        self,
+        model: Restorer,
+        workspace: Workspace,
+        strip_bytes: int,
+        device: torch.device,
+        computes: bool = True,
+        progress: Progress = lambda done: None,
+    ) -> None:
+        """``strip_bytes``: of what is computed at a time, about; ``computes``: False: maps are only made and freed."""
+        self.model, self.workspace, self.device = model, workspace, device
+        self._strip_bytes, self._computes, self._progress = strip_bytes, computes, progress
+        self.work, self._done, self.total = 0.0, 0.0, 1.0
+        self.smallest_strip = 0
+        self.margins: list[float] = []
+
+    def run(self, image: Tensor) -> Tensor:
+        """The residual's sum with the image, [3, H, W] in float32 on the CPU, not clipped."""
+        model = self.model
+        padded = Padded(image)
+        x = self._convolved(padded, model.patch_embed, model.config.dim)
+        level1 = self._blocks(x, model.encoder_level1)
+        level2 = self._blocks(self._resampled(level1, model.down1_2), model.encoder_level2)
+        level3 = self._blocks(self._resampled(level2, model.down2_3), model.encoder_level3)
+        x = self._blocks(self._resampled(level3, model.down3_4), model.latent)
+        x = self._reduced(self._up(self._prompted(3, x), model.up4_3, level3), model.reduce_chan_level3)
+        x = self._blocks(x, model.decoder_level3)
+        x = self._reduced(self._up(self._prompted(2, x), model.up3_2, level2), model.reduce_chan_level2)
+        x = self._blocks(x, model.decoder_level2)
+        wide = self._up(self._prompted(1, x), model.up2_1, level1)
+        x = self._blocks(self._blocks(wide, model.decoder_level1), model.refinement)
+        out = torch.empty(image.shape if self._computes else (0,))
+        self._sweep(
+            x,
+            1,
+            x.channels,
+            convolution(model.output),
+            lambda first, rows: self._finish(out, image, first, rows),
+        )
+        self.workspace.free(x)
+        return out
+
+    @staticmethod
+    def _finish(out: Tensor, image: Tensor, first: int, rows: Tensor) -> None:
+        """Crops the padding off and adds the image."""
+        end = min(first + rows.shape[2], image.shape[1])
+        if end > first:
+            out[:, first:end] = image[:, first:end] + rows[0, :, : end - first, : image.shape[2]].cpu()
+
+    def _sweep(
+        self,
+        source: Source,
+        halo: int,
+        width: int,
+        compute: Callable[[Rows], Tensor | None],
+        write: Callable[[int, Tensor], None] | None = None,
+    ) -> None:
+        """``compute`` on every strip; ``width``: channels that it holds at a time, about."""
+        row = 4 * width * source.width
+        self.smallest_strip = max(self.smallest_strip, row * (2 + 2 * halo))
+        self.work += source.height * source.width * width
+        if not self._computes:
+            return
+        rows = max(2, (self._strip_bytes // row - 2 * halo) // 2 * 2)
+        for first, end in strips(source.height, rows):
+            result = compute(Rows(source, first, end, halo, self.device))
+            if write is not None and result is not None:
+                write(first, result)
+            self._done += (end - first) * source.width * width
+            self._progress(self._done / self.total)
+
+    def _convolved(self, source: Source, conv: nn.Module, channels: int) -> Map:
+        made = self.workspace.make(channels, source.height, source.width)
+        self._sweep(source, 1, source.channels + 2 * channels, convolution(conv), made.write)
+        return made
+
+    def _resampled(self, source: Map, module: Any) -> Map:
+        """Half or twice the size; the source stays."""
+        conv, shuffle = module.body
+        half = isinstance(shuffle, nn.PixelUnshuffle)
+        channels = source.channels * 2 if half else source.channels // 2
+        height, width = ((n // 2 if half else n * 2) for n in (source.height, source.width))
+        made = self.workspace.make(channels, height, width)
+        convolve = convolution(conv)
+
+        def write(first: int, rows: Tensor) -> None:
+            made.write(first // 2 if half else first * 2, rows)
+
+        self._sweep(source, 1, 4 * source.channels, lambda rows: shuffle(convolve(rows)), write)
+        return made
+
+    def _pointwise(self, source: Joined | Map, conv: Any) -> Map:
+        channels = conv.weight.shape[0]
+        made = self.workspace.make(channels, source.height, source.width)
+        self._sweep(source, 0, 2 * source.channels + channels, lambda rows: conv(rows.data), made.write)
+        return made
+
+    def _up(self, x: Map, module: Any, skip: Map) -> Joined:
+        upsampled = self._resampled(x, module)
+        self.workspace.free(x)
+        return Joined((upsampled, skip))
+
+    def _reduced(self, joined: Joined, conv: Any) -> Map:
+        made = self._pointwise(joined, conv)
+        self.workspace.free(*joined.maps)
+        return made
+
+    def _blocks(self, x: Map | Joined, blocks: Iterable[Any]) -> Map:
+        for block in blocks:
+            x = self._block(x, block)
+        assert isinstance(x, Map)
+        return x
+
+    def _block(self, x: Map | Joined, block: TransformerBlock) -> Map:
+        channels, hidden = x.channels, block.ffn.project_out.weight.shape[1]
+        attention = Attention(block, self.device)
+        self._sweep(x, 1, 6 * channels, attention.add)
+        matrix = attention.matrix() if self._computes else torch.empty(0)
+        made = self.workspace.make(channels, x.height, x.width)
+        self._sweep(
+            x, 2, 4 * channels + 3 * hidden, lambda rows: second_sweep(block, matrix, rows), made.write
+        )
+        self.workspace.free(*((x,) if isinstance(x, Map) else x.maps))
+        return made
+
+    def _prompted(self, level: int, x: Map) -> Map:
+        if not self.model.config.num_prompts:
+            return x
+        module: SparsePromptModule = getattr(self.model, f"prompt{level}")
+        total = torch.zeros(x.channels, dtype=torch.float64, device=self.device)
+
+        def add(rows: Rows) -> None:
+            total.add_(rows.data.sum((0, 2, 3), dtype=torch.float64))
+
+        self._sweep(x, 0, x.channels, add)
+        channels = module.prompt_param.shape[2]
+        small = torch.zeros(channels, 1, 1)
+        if self._computes:
+            small = self._chosen(module, total / (x.height * x.width))
+        prompt = self._convolved(Resized(small, x.height, x.width), module.conv3x3, channels)
+        mixed = self._block(Joined((x, prompt)), getattr(self.model, f"noise_level{level}"))
+        made = self._pointwise(mixed, getattr(self.model, f"reduce_noise_level{level}"))
+        self.workspace.free(mixed)
+        return made
+
+    def _chosen(self, module: SparsePromptModule, mean: Tensor) -> Tensor:
+        """The mixture of the chosen prompts [C', S, S], at its own size."""
+        router = module.linear_layer
+        logits = (mean.to(router.weight.dtype) * router.weight).sum(-1) + router.bias
+        weights, indices = route_topk(logits[None], module.top_k, module.normalize)
+        ordered = logits.softmax(-1).sort(descending=True).values
+        if module.top_k < len(ordered):
+            self.margins.append(float(ordered[module.top_k - 1] - ordered[module.top_k]))
+        return aggregate_prompts(weights, indices, module.prompt_param[0])[0]

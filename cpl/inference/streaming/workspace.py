@@ -1,0 +1,129 @@
+"""Where feature maps lie between two sweeps: in memory as long as there is some, then in files.
+
+A file has no name from the moment it is open, so nothing is left behind however the process ends. Its pages belong to
+the file: the system may write them out, and they are not the process's own memory.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+BYTES = 4  # of a float32
+
+
+class Source(Protocol):
+    """What rows [1, C, rows, W] can be read from."""
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    def read(self, first: int, end: int) -> Tensor: ...
+
+
+@dataclass
+class Map:
+    """A feature map [C, H, W] in float32; ``data`` is None while only its size counts.
+
+    ``read`` and ``write`` take rows; what is read is a view where it can be.
+    """
+
+    channels: int
+    height: int
+    width: int
+    data: Tensor | None
+    in_file: bool
+
+    @property
+    def bytes(self) -> int:
+        return BYTES * self.channels * self.height * self.width
+
+    def read(self, first: int, end: int) -> Tensor:
+        """[1, C, end - first, W]."""
+        assert self.data is not None
+        return self.data[None, :, first:end]
+
+    def write(self, first: int, rows: Tensor) -> None:
+        assert self.data is not None
+        self.data[:, first : first + rows.shape[2]] = rows[0]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Maps of one size beside each other, as one of all their channels."""
+
+    maps: tuple[Map, ...]
+
+    @property
+    def channels(self) -> int:
+        return sum(part.channels for part in self.maps)
+
+    @property
+    def height(self) -> int:
+        return self.maps[0].height
+
+    @property
+    def width(self) -> int:
+        return self.maps[0].width
+
+    def read(self, first: int, end: int) -> Tensor:
+        return torch.cat([part.read(first, end) for part in self.maps], dim=1)
+
+
+class Workspace:
+    """Hands out maps and takes them back.
+
+    Attributes:
+        most_in_memory, most_in_files: bytes at the worst moment so far.
+    """
+
+    def __init__(self, memory: int, folder: Path | None, counts_only: bool = False) -> None:
+        """``memory``: bytes of maps that may lie in memory; the rest goes into files in ``folder``."""
+        self._memory, self._folder, self._counts_only = memory, folder, counts_only
+        self._in_memory = self._in_files = 0
+        self.most_in_memory = self.most_in_files = 0
+
+    def make(self, channels: int, height: int, width: int) -> Map:
+        made = Map(channels, height, width, None, in_file=False)
+        made.in_file = self._in_memory + made.bytes > self._memory
+        if made.in_file:
+            self._in_files += made.bytes
+            self.most_in_files = max(self.most_in_files, self._in_files)
+        else:
+            self._in_memory += made.bytes
+            self.most_in_memory = max(self.most_in_memory, self._in_memory)
+        if not self._counts_only:
+            flat = self._file(made.bytes) if made.in_file else torch.empty(made.bytes // BYTES)
+            made.data = flat.view(channels, height, width)
+        return made
+
+    def free(self, *maps: Map) -> None:
+        for one in maps:
+            one.data = None
+            if one.in_file:
+                self._in_files -= one.bytes
+            else:
+                self._in_memory -= one.bytes
+
+    def _file(self, size: int) -> Tensor:
+        handle, name = tempfile.mkstemp(prefix="cpl-", suffix=".map", dir=self._folder)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(
+                    handle, 0, size
+                )  # a full disk says so here, not as a bus error in the middle
+            else:
+                os.truncate(handle, size)
+            return torch.from_file(name, shared=True, size=size // BYTES, dtype=torch.float32)
+        finally:
+            os.close(handle)
+            Path(name).unlink()

@@ -1,0 +1,194 @@
+"""Strip by strip in bounded memory, the restored image is the one that the whole network gives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import cpl
+from cpl.errors import CplError
+from cpl.inference.restore import restore
+from cpl.inference.streaming import limits, plan, restore_streaming
+from cpl.inference.streaming.strips import Resized
+from cpl.models import create_model
+from cpl.models.restorer import Restorer
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def model() -> Restorer:
+    torch.manual_seed(0)
+    made = create_model("cplir-tiny")
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if name.endswith("temperature"):
+                parameter.uniform_(0.5, 2)
+            elif name.startswith("output"):
+                parameter.mul_(10)  # so that the residual is not lost beside the image
+    return made.eval()
+
+
+def whole(model: Restorer, image: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(image[None])[0]
+
+
+@pytest.mark.parametrize("size", [(45, 70), (8, 8), (1, 3), (64, 33)])
+def test_it_is_the_whole_image_to_rounding(model: Restorer, size: tuple[int, int]) -> None:
+    """Sizes that are padded, too small for a border, and of many strips; the smallest limit and a large one."""
+    image = torch.rand(3, *size)
+    expected = whole(model, image)
+    least = plan(model, *size, limit=2**40).least
+    for limit in (least, least + 4 * MIB, 2**32):
+        restored, margin = restore_streaming(model, image, limit, CPU)
+        assert margin > 1e-5
+        assert float((restored - expected).abs().max()) <= 1e-4
+    assert float((expected - image).abs().max()) > 0.05  # something was computed
+
+
+@pytest.mark.parametrize("name", ["promptir", "restormer"])
+def test_the_networks_without_sparse_prompts(name: str) -> None:
+    torch.manual_seed(0)
+    made = create_model(name, dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1).eval()
+    image = torch.rand(3, 20, 17)
+    least = plan(made, 20, 17, limit=2**40).least
+    restored, _ = restore_streaming(made, image, least, CPU)
+    assert float((restored - whole(made, image)).abs().max()) <= 1e-4
+
+
+def test_a_channel_of_zeros_has_a_direction_too(model: Restorer) -> None:
+    """Its norm is 0, which is clamped as in channel_attention."""
+    same = create_model("cplir-tiny").eval()
+    same.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        same.latent[0].attn.qkv.weight[:3] = 0
+    image = torch.rand(3, 24, 24)
+    restored, _ = restore_streaming(same, image, 2**24, CPU)
+    assert float((restored - whole(same, image)).abs().max()) <= 1e-4
+
+
+def test_maps_that_do_not_fit_lie_in_files_that_leave_nothing(
+    model: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = torch.rand(3, 64, 64)
+    small, large = plan(model, 64, 64, limit=plan(model, 64, 64, 2**40).least), plan(model, 64, 64, 2**32)
+    assert small.maps_in_memory == large.maps_in_files == 0
+    assert min(small.maps_in_files, large.maps_in_memory) > 0
+    named: list[str] = []
+    make = tempfile.mkstemp
+    monkeypatch.setattr(tempfile, "mkstemp", lambda **a: named.append(str(a["dir"])) or make(**a))
+    restore_streaming(model, image, small.least, CPU, folder=tmp_path)
+    assert set(named) == {str(tmp_path)}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_small_a_limit_or_disk_is_an_error_before_any_work(
+    model: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = torch.rand(3, 64, 64)
+    with pytest.raises(
+        CplError, match=r"64x64 image needs at least .* MiB .* limit leaves 0 MiB: raise the limit"
+    ):
+        restore_streaming(model, image, 1000, CPU)
+    least = plan(model, 64, 64, 2**40).least
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("cpl.inference.streaming.restore.shutil.disk_usage", lambda folder: usage)
+    begun: list[float] = []
+    with pytest.raises(CplError, match="scratch files .* free: set TMPDIR"):
+        restore_streaming(model, image, least, CPU, progress=begun.append)
+    assert begun == []
+
+
+def test_progress_grows_to_one(model: Restorer) -> None:
+    shares: list[float] = []
+    restore_streaming(model, torch.rand(3, 40, 40), 2**24, CPU, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+
+
+def test_restore_takes_a_limit(model: Restorer) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
+    shares: list[float] = []
+    at_once = restore(model, image)
+    by_strips = restore(model, image, memory="8MB", progress=shares.append)
+    assert by_strips.dtype == np.uint8
+    assert int(np.abs(by_strips.astype(int) - at_once.astype(int)).max()) <= 1
+    assert shares[-1] == pytest.approx(1.0)
+    batch = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(restore(model, batch, memory=2**24), restore(model, batch), atol=1e-4, rtol=0)
+
+
+def test_without_a_limit_it_goes_by_strips_where_the_memory_is_short(
+    model: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[float] = []
+    restore(model, torch.rand(3, 16, 16), progress=shares.append)
+    assert shares == []
+    monkeypatch.setattr(limits, "free_memory", lambda device: 2**20)
+    with pytest.raises(CplError, match="needs at least"):  # half a MiB does not suffice either
+        restore(model, torch.rand(3, 64, 64))
+    monkeypatch.setattr(limits, "_SHARE", 1e-3)
+    monkeypatch.setattr(limits, "free_memory", lambda device: 2**26)
+    restore(model, torch.rand(3, 16, 16), progress=shares.append)
+    assert shares[-1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "size"),
+    [("2GB", 2**31), ("512 mb", 2**29), ("1.5kb", 1536), (4096, 4096), ("4096", 4096)],
+)
+def test_limits_as_users_write_them(limit: str | int, size: int) -> None:
+    assert limits.parse_memory(limit) == size
+
+
+@pytest.mark.parametrize("limit", ["", "2 apples", "-1GB", 0, "GB", True])
+def test_limits_that_are_none(limit: str | int) -> None:
+    with pytest.raises(ValueError, match="2GB"):
+        limits.parse_memory(limit)
+
+
+def test_what_cannot_be_streamed_says_so(model: Restorer) -> None:
+    with pytest.raises(TypeError, match="Conv2d"):
+        restore(torch.nn.Conv2d(3, 3, 1), torch.rand(3, 8, 8), memory="1GB")
+    with pytest.raises(ValueError, match="float32"):
+        restore(model, torch.rand(3, 8, 8), dtype="bf16", memory="1GB")
+
+
+@pytest.mark.parametrize("size", [(5, 7), (16, 16), (4, 30)])
+def test_rows_of_a_resized_map(size: tuple[int, int]) -> None:
+    small = torch.rand(3, 6, 5)
+    gold = torch.nn.functional.interpolate(small[None], size, mode="bilinear", align_corners=False)
+    resized = Resized(small, *size)
+    parts = [resized.read(first, min(first + 3, size[0])) for first in range(0, size[0], 3)]
+    torch.testing.assert_close(torch.cat(parts, 2), gold)
+
+
+KILLED = """
+import os, sys, torch, cpl
+from cpl.inference.streaming import plan, restore_streaming
+torch.manual_seed(0)
+model = cpl.create_model("cplir-tiny").eval()
+limit = plan(model, 96, 96, 2**40).least
+def die(share):
+    if share > 0.5: os.kill(os.getpid(), 9)
+restore_streaming(model, torch.rand(3, 96, 96), limit, torch.device("cpu"), folder=sys.argv[1], progress=die)
+"""
+
+
+def test_killed_in_the_middle_it_leaves_no_files(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        cwd=Path(cpl.__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": str(Path(cpl.__file__).parents[1])},
+    )
+    assert done.returncode == -9
+    assert list(tmp_path.iterdir()) == []
