@@ -19,6 +19,7 @@ constexpr int64_t kForwardRows = 8, kBackwardRows = 16;
 // On an H200 the forward is bound by its arithmetic: neither more warps, whose strips have additional rows, nor a
 // second row asked for ahead make it faster (the latter takes half as long again in bf16).
 constexpr int64_t kForwardWarps = 16 * kMultiprocessors, kBackwardWarps = 40 * kMultiprocessors;
+constexpr int kForwardBlocks = 9;   // on a multiprocessor: up to 112 registers; without a word ptxas spills for 72
 constexpr int kBackwardBlocks = 6;  // on a multiprocessor: 168 registers, three warps for each scheduler
 
 template <int kVector>
@@ -27,7 +28,7 @@ constexpr int backward_halo() {  // a gradient beside the tile takes x two colum
 }
 
 template <bool kGelu, typename T, typename A, int kVector>
-__global__ void __launch_bounds__(kWalkThreads) forward(GatedDwconvForward args, RowWalk walk) {
+__global__ void __launch_bounds__(kWalkThreads, kForwardBlocks) forward(GatedDwconvForward args, RowWalk walk) {
   const GatedDwconvSize& size = args.size;
   const Segment<kVector> at(walk, size.height, size.width);
   const int64_t batch = at.plane / size.channels, channel = at.plane % size.channels;

@@ -15,7 +15,7 @@ TRITON_LIMITS = {"forward_kernel": Limit(warps=16), "backward_kernel": Limit(war
 # Of 64 threads. A lane of the backward holds, for four columns of both planes, three rows of x, two of each
 # convolution that are not complete, the taps and 20 sums. 168 are three warps for each scheduler; fp64, one column a
 # lane, takes more.
-CUDA_LIMITS = {"forward": 104, "backward": 176, "reduce_strips": 48}
+CUDA_LIMITS = {"forward": 112, "backward": 184, "reduce_strips": 56}
 
 SHAPES = {
     (8, 254, 128, 128): "the model's first level",
