@@ -60,10 +60,10 @@ format: $(INSTALLED)  ## Format everything in place
 # bench_step.py measures no op but the whole network, by a command of its own.
 BENCHES := $(filter-out step,$(patsubst benchmarks/bench_%.py,%,$(wildcard benchmarks/bench_*.py)))
 
-bench: $(INSTALLED)  ## A look at every kernel on this CPU (which must be idle): two sizes of each, in ten minutes
+bench: $(INSTALLED)  ## A look at every kernel on this CPU (which must be idle): a size of each, in ten minutes
 	mkdir -p build/bench
 	for op in $(BENCHES); do \
-		$(BIN)/python -m pytest -q benchmarks/bench_$$op.py --sizes 2 --benchmark-json=build/bench/$$op.json && \
+		$(BIN)/python -m pytest -q benchmarks/bench_$$op.py --sizes 1 --benchmark-json=build/bench/$$op.json && \
 		$(BIN)/python -m benchmarks.report build/bench/$$op.json | tee build/bench/$$op.md || exit 1; \
 	done
 
