@@ -57,9 +57,7 @@ def timed(job: dict[str, Any], device: torch.device, lock: Path) -> None:
             about = {**job, "shape": problems[index].id, "dtype": dtype}
             try:
                 about |= case(problems[index], function, getattr(torch, dtype), device, lock)
-            except (
-                Exception
-            ) as error:  # what a compiler or a driver raises: the next setting is worth as much
+            except Exception as error:  # what a compiler or a driver raises; the next is worth as much
                 about["error"] = short(error)
             print(json.dumps(about), flush=True)
 

@@ -3,8 +3,8 @@
 // Warps walk down the two planes of a channel (common/rows.h). Backward they convolve again from x, form the gradient
 // of the convolution a row behind and send it back through the taps: it exists in registers alone. Each strip of rows
 // leaves its sums of dweight and dbias, which are added in order afterwards: no atomics, the same bits every time.
+#include <algorithm>
 #include <cstdint>
-#include <stdexcept>
 #include <type_traits>
 
 #include "common/rows.h"

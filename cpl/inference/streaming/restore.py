@@ -29,12 +29,14 @@ class Plan:
         strip: of what is computed at a time.
         maps_in_memory, maps_in_files: of feature maps, at the worst moment.
         least: the smallest limit with which this image could be restored at all.
+        work: of all sweeps, pixels times channels; what progress is a share of.
     """
 
     strip: int
     maps_in_memory: int
     maps_in_files: int
     least: int
+    work: float
 
     def __str__(self) -> str:
         memory, files = self.maps_in_memory + self.strip, self.maps_in_files
@@ -63,8 +65,9 @@ def plan(model: Restorer, height: int, width: int, limit: int) -> Plan:
         )
     strip = min(_LARGEST_STRIP, max(smallest, (limit - image) // 2))
     maps = limit - image - strip
-    counted = walk(maps).workspace
-    return Plan(strip, counted.most_in_memory, counted.most_in_files, least)
+    counted = walk(maps)
+    used = counted.workspace
+    return Plan(strip, used.most_in_memory, used.most_in_files, least, counted.work)
 
 
 def restore_streaming(
@@ -98,12 +101,9 @@ def restore_streaming(
             f"the feature maps of a {width}x{height} image need {in_words(needed.maps_in_files)} of "
             f"scratch files and {folder} has {in_words(free)} free: set TMPDIR to a larger disk, or raise the limit"
         )
-    memory = needed.maps_in_memory
-    counted = Walk(model, Workspace(memory, None, counts_only=True), 0, device, computes=False)
-    counted.run(torch.empty(image.shape, device="meta"))
-    strip = int(needed.strip / _HELD)
-    work = Walk(model, Workspace(memory, folder), strip, device, progress=progress)
-    work.total = counted.work
+    workspace = Workspace(needed.maps_in_memory, folder)
+    work = Walk(model, workspace, int(needed.strip / _HELD), device, progress=progress)
+    work.total = needed.work
     with torch.inference_mode():
         restored = work.run(image.float().cpu())
     return restored, min(work.margins, default=float("inf"))
