@@ -11,7 +11,7 @@ from cpl.models.config import LEVELS, ModelConfig
 from cpl.nn.block import PatchEmbed, TransformerBlock
 from cpl.nn.padding import pad_to_multiple
 from cpl.nn.pointwise import PointwiseConv
-from cpl.nn.prompt import NegativeDraw, SparsePromptModule
+from cpl.nn.prompt import NegativeDraw, SparsePromptModule, TilePrompts
 from cpl.nn.resample import Downsample, Upsample
 
 MULTIPLE = 8  # the image is halved three times
@@ -84,10 +84,11 @@ class Restorer(nn.Module):
         self.refinement = level(2 * dim, 0, config.num_refinement_blocks)
         self.output = nn.Conv2d(2 * dim, 3, 3, padding=1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Restore x [B, 3, H, W], in the parameters' dtype (or any under autocast)."""
+    def forward(self, x: Tensor, tiles: TilePrompts | None = None) -> Tensor:
+        """Restore x [B, 3, H, W], in the parameters' dtype (or any under autocast); with ``tiles`` the tiles of one
+        image, with prompts that were chosen before."""
         self._check(x)
-        return self._add_residual(x, self.decode(self.encode(x)))
+        return self._add_residual(x, self.decode(self.encode(x), tiles=tiles))
 
     def forward_with_negatives(
         self,
@@ -143,20 +144,38 @@ class Restorer(nn.Module):
         level3 = self.encoder_level3(self.down2_3(level2))
         return Encoded(level1, level2, level3, self.latent(self.down3_4(level3)))
 
-    def decode(self, encoded: Encoded, draw: NegativeDraw | None = None) -> Tensor:
+    def decode(
+        self, encoded: Encoded, draw: NegativeDraw | None = None, tiles: TilePrompts | None = None
+    ) -> Tensor:
         """The residual [B, 3, H, W] of the padded size; with ``draw`` [count * B, 3, H, W]."""
-        x = self._mix_prompt(3, encoded.latent, draw)
-        x = self.decoder_level3(self.reduce_chan_level3(_join(self.up4_3(x), encoded.level3)))
-        x = self._mix_prompt(2, x, draw)
-        x = self.decoder_level2(self.reduce_chan_level2(_join(self.up3_2(x), encoded.level2)))
-        x = self._mix_prompt(1, x, draw)
-        x = self.decoder_level1(_join(self.up2_1(x), encoded.level1))
+        x = self.decode_level(3, encoded.latent, encoded, draw, tiles)
+        x = self.decode_level(2, x, encoded, draw, tiles)
+        x = self.decode_level(1, x, encoded, draw, tiles)
         return self.output(self.refinement(x))
 
-    def _mix_prompt(self, level: int, x: Tensor, draw: NegativeDraw | None) -> Tensor:
+    def decode_level(
+        self,
+        level: int,
+        x: Tensor,
+        encoded: Encoded,
+        draw: NegativeDraw | None = None,
+        tiles: TilePrompts | None = None,
+    ) -> Tensor:
+        """From the features that the router of ``level`` sees, [B, C, H/2^level, W/2^level], to those of twice the
+        size that the next one sees (after level 1: the refinement)."""
+        x = self._mix_prompt(level, x, draw, tiles)
+        if level == 3:
+            return self.decoder_level3(self.reduce_chan_level3(_join(self.up4_3(x), encoded.level3)))
+        if level == 2:
+            return self.decoder_level2(self.reduce_chan_level2(_join(self.up3_2(x), encoded.level2)))
+        return self.decoder_level1(_join(self.up2_1(x), encoded.level1))
+
+    def _mix_prompt(
+        self, level: int, x: Tensor, draw: NegativeDraw | None, tiles: TilePrompts | None
+    ) -> Tensor:
         if not self.config.num_prompts:
             return x
-        prompt = getattr(self, f"prompt{level}")(x, draw)
+        prompt = getattr(self, f"prompt{level}")(x, draw, tiles)
         mixed = getattr(self, f"noise_level{level}")(_join(x, prompt))
         return getattr(self, f"reduce_noise_level{level}")(mixed)
 

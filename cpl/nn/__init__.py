@@ -6,7 +6,7 @@ from cpl.nn.feed_forward import GDFN
 from cpl.nn.norm import LayerNorm2d
 from cpl.nn.padding import pad_to_multiple, reflected_index
 from cpl.nn.pointwise import PointwiseConv
-from cpl.nn.prompt import NegativeDraw, SparsePromptModule
+from cpl.nn.prompt import NegativeDraw, SparsePromptModule, TilePrompts
 from cpl.nn.resample import Downsample, Upsample
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "PatchEmbed",
     "PointwiseConv",
     "SparsePromptModule",
+    "TilePrompts",
     "TransformerBlock",
     "Upsample",
     "pad_to_multiple",

@@ -12,17 +12,23 @@ routers see what the negative prompts upstream made of the image, and a negative
 router would choose for *it* there, not what the positive path chose. Otherwise a deep level could
 hand a negative exactly the prompt that suits it.
 
+**Tiles.** A large image may be worked through in tiles. Then the choice is made once, from the mean over the tiles'
+features (`mean`, `mixture`), and each tile is given its part of the prompt that the whole image would be given.
+
 Source: CPL, arXiv 2504.09973 (router, top-k, negatives); PromptIR, arXiv 2306.13090, equation 3.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cpl_kernels import aggregate_prompts, route_negatives, sparse_prompt
+from cpl.nn.resample import resized_window
+from cpl_kernels import aggregate_prompts, route_negatives, route_topk, sparse_prompt
 
 # Odd constants that set the levels' random streams apart. An exclusive or with a constant keeps the
 # seed uniform, and, unlike seed + level, cannot make a counter-based generator overlap with itself.
@@ -46,6 +52,36 @@ class NegativeDraw:
 
     def level_seed(self, level: int) -> Tensor:
         return self.seed ^ _STREAMS[level]
+
+
+@dataclass(frozen=True)
+class TilePrompts:
+    """Where a batch of tiles lies in its image, and the prompts that were chosen for the whole of it.
+
+    Attributes:
+        mixtures: of each level the chosen prompts' weighted sum, [C', S, S].
+        size: (H, W) of the image, and corners: (top, left) of each tile; in pixels, multiples of 8.
+    """
+
+    mixtures: Mapping[int, Tensor]
+    size: tuple[int, int]
+    corners: tuple[tuple[int, int], ...]
+
+    def parts(self, level: int, height: int, width: int) -> Tensor:
+        """[B, C', height + 2, width + 2] for tiles of height x width features: of the prompt resized to the whole
+        image, each tile's part and a border of one more on each side (beyond the image zeros)."""
+        scale = 2**level  # pixels to a feature of that level
+        size = (self.size[0] // scale, self.size[1] // scale)
+        return torch.stack(
+            [
+                resized_window(self.mixtures[level], size, _with_border(top, height), _with_border(left, width))
+                for top, left in ((top // scale, left // scale) for top, left in self.corners)
+            ]
+        )
+
+
+def _with_border(first: int, length: int) -> range:
+    return range(first - 1, first + length + 1)
 
 
 class SparsePromptModule(nn.Module):
@@ -83,12 +119,16 @@ class SparsePromptModule(nn.Module):
         self.linear_layer = nn.Linear(channels, num_prompts)
         self.conv3x3 = nn.Conv2d(prompt_channels, prompt_channels, 3, padding=1, bias=False)
 
-    def forward(self, x: Tensor, draw: NegativeDraw | None = None) -> Tensor:
-        """The prompt for x [B, C, H, W]; with ``draw`` the wrong ones, for a negative batch.
+    def forward(
+        self, x: Tensor, draw: NegativeDraw | None = None, tiles: TilePrompts | None = None
+    ) -> Tensor:
+        """The prompt for x [B, C, H, W]; with ``draw`` the wrong ones, for a negative batch; with ``tiles`` those given.
 
         Returns [B, C', H, W]; with ``draw`` [count * B, C', H, W], whether x is one batch that all
         negatives share or has a row for each.
         """
+        if tiles is not None:  # the border is there already: convolve without padding
+            return F.conv2d(tiles.parts(self.level, x.shape[2], x.shape[3]), self.conv3x3.weight)
         logits, size = self.logits(x), (x.shape[2], x.shape[3])
         if draw is None:
             prompt = sparse_prompt(logits, self.prompt_param[0], self.top_k, size, self.normalize)
@@ -98,14 +138,36 @@ class SparsePromptModule(nn.Module):
         return self.conv3x3(prompt)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Router logits [B, N].
+        """Router logits [B, N] for features [B, C, H, W]."""
+        return self.logits_of(self.mean(x))
+
+    def mean(self, x: Tensor) -> Tensor:
+        """What the router looks at: the mean over H and W, [B, C], in the router's dtype or wider."""
+        return x.mean((2, 3), dtype=torch.promote_types(x.dtype, self.linear_layer.weight.dtype))
+
+    def logits_of(self, mean: Tensor) -> Tensor:
+        """Router logits [B, N] for means [B, C].
 
         Written without a matrix product, which autocast would round to bf16: which prompt is chosen
         should not hang on that, and the router is far too small to be worth it.
         """
         router = self.linear_layer
-        mean = x.mean((2, 3), dtype=torch.promote_types(x.dtype, router.weight.dtype))  # [B, C]
         return (mean.unsqueeze(1) * router.weight).sum(-1) + router.bias
+
+    def mixture(self, mean: Tensor) -> Tensor:
+        """The weighted sum [C', S, S] of the prompts chosen for an image whose features have that mean [C]."""
+        logits = self.logits_of(mean[None].to(self.linear_layer.weight.dtype))
+        weights, indices = route_topk(logits, self.top_k, self.normalize)
+        return aggregate_prompts(weights, indices, self.prompt_param[0])[0]
+
+    def margin(self, mean: Tensor) -> float:
+        """Between the softmax share of the last prompt chosen for that mean [C] and the first one left out; infinite
+        if none is. Below about 1e-5 the choice hangs on rounding."""
+        logits = self.logits_of(mean[None].to(self.linear_layer.weight.dtype))[0]
+        if self.top_k >= len(logits):
+            return float("inf")
+        shares = logits.softmax(-1).sort(descending=True).values
+        return float(shares[self.top_k - 1] - shares[self.top_k])
 
     def _wrong_route(self, logits: Tensor, draw: NegativeDraw) -> tuple[Tensor, Tensor]:
         """Weights and indices [count * B, k] for logits [B, N] or [count * B, N]."""

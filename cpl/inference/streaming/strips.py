@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cpl.inference.streaming.workspace import Source
 from cpl.nn.block import TransformerBlock
 from cpl.nn.pointwise import pointwise_conv
+from cpl.nn.resample import bilinear_neighbours
 from cpl_kernels import dwconv, gated_dwconv
 
 _MIN_NORM = 1e-12  # as channel_attention's
@@ -95,22 +96,11 @@ class Resized:
 
     def __init__(self, small: Tensor, height: int, width: int) -> None:
         self.height, self.width, self.channels = height, width, small.shape[0]
-        left, right, share = _neighbours(width, small.shape[2], small.device)
+        left, right, share = bilinear_neighbours(width, small.shape[2], small.device)
         self._rows = small[:, :, left] * (1 - share) + small[:, :, right] * share  # [C, h, W]
 
     def read(self, first: int, end: int) -> Tensor:
-        upper, lower, share = _neighbours(self.height, self._rows.shape[1], self._rows.device)
+        upper, lower, share = bilinear_neighbours(self.height, self._rows.shape[1], self._rows.device)
         here = slice(first, end)
         share = share[here, None]
         return (self._rows[:, upper[here]] * (1 - share) + self._rows[:, lower[here]] * share)[None]
-
-
-def _neighbours(size: int, source: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each output the two sources, and the second one's share (align_corners=False)."""
-    if size == source:
-        index = torch.arange(size, device=device)
-        return index, index, torch.zeros(size, device=device)
-    centre = ((torch.arange(size, dtype=torch.float64) + 0.5) * (source / size) - 0.5).clamp_min(0)
-    before = centre.floor().long().clamp_max(source - 1)
-    after = (before + 1).clamp_max(source - 1)
-    return before.to(device), after.to(device), (centre - before).float().to(device)

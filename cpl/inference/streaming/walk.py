@@ -14,7 +14,6 @@ from cpl.models.restorer import MULTIPLE, Restorer
 from cpl.nn.block import TransformerBlock
 from cpl.nn.padding import reflected_index
 from cpl.nn.prompt import SparsePromptModule
-from cpl_kernels import aggregate_prompts, route_topk
 
 Progress = Callable[[float], None]
 
@@ -180,19 +179,11 @@ class Walk:
         channels = module.prompt_param.shape[2]
         small = torch.zeros(channels, 1, 1)
         if self._computes:
-            small = self._chosen(module, total / (x.height * x.width))
+            mean = total / (x.height * x.width)
+            self.margins.append(module.margin(mean))
+            small = module.mixture(mean)
         prompt = self._convolved(Resized(small, x.height, x.width), module.conv3x3, channels)
         mixed = self._block(Joined((x, prompt)), getattr(self.model, f"noise_level{level}"))
         made = self._pointwise(mixed, getattr(self.model, f"reduce_noise_level{level}"))
         self.workspace.free(mixed)
         return made
-
-    def _chosen(self, module: SparsePromptModule, mean: Tensor) -> Tensor:
-        """The mixture of the chosen prompts [C', S, S], at its own size."""
-        router = module.linear_layer
-        logits = (mean.to(router.weight.dtype) * router.weight).sum(-1) + router.bias
-        weights, indices = route_topk(logits[None], module.top_k, module.normalize)
-        ordered = logits.softmax(-1).sort(descending=True).values
-        if module.top_k < len(ordered):
-            self.margins.append(float(ordered[module.top_k - 1] - ordered[module.top_k]))
-        return aggregate_prompts(weights, indices, module.prompt_param[0])[0]
