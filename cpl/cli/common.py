@@ -43,8 +43,13 @@ def named_error(path: str | os.PathLike[str], error: BaseException) -> str:
     """One line about a file that failed, with its name in it, once; a newline in the name is a space."""
     from cpl.cli import one_line
 
-    name, message = " ".join(os.fspath(path).split()), one_line(error)
-    return message if name in message else f"{name}: {message}"
+    shown, message = named(path), one_line(error)
+    return message if shown in message else f"{shown}: {message}"
+
+
+def named(path: str | os.PathLike[str]) -> str:
+    """A file's name for a line on the terminal; a newline in it is a space."""
+    return " ".join(os.fspath(path).split())
 
 
 class ProgressBar:
@@ -64,6 +69,7 @@ class ProgressBar:
             disable=not sys.stderr.isatty(),
         )
         self._task = self._progress.add_task(label, total=total)
+        self._done = 0
 
     def __enter__(self) -> ProgressBar:
         self._progress.start()
@@ -73,7 +79,12 @@ class ProgressBar:
         self._progress.stop()
 
     def advance(self) -> None:
-        self._progress.advance(self._task)
+        self._done += 1
+        self.within(0.0)
+
+    def within(self, share: float) -> None:
+        """So much of the next one is done."""
+        self._progress.update(self._task, completed=self._done + share)
 
     def say(self, text: str) -> None:
         """Print a line on stderr without tearing the bar."""

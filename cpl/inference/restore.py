@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from cpl.errors import CplError
 from cpl.inference.images import LUMA
-from cpl.inference.streaming import restore_streaming
+from cpl.inference.streaming import CLOSE, Plan, about_margin, restore_streaming
 from cpl.inference.streaming.limits import limit_where_free_memory_is_short, parse_memory, showing
+from cpl.inference.tiled import check_tiles, restore_tiled
 from cpl.models.restorer import Restorer
 
 Image = TypeVar("Image")
@@ -33,7 +35,11 @@ class _How:
     device: str | torch.device | None
     dtype: str | torch.dtype
     memory: int | None
+    tile: int | None
+    overlap: int | None
     progress: Callable[[float], None]
+    on_plan: Callable[[Plan], None]
+    on_margin: Callable[[float], None]
 
 
 def restore(
@@ -43,7 +49,11 @@ def restore(
     dtype: str | torch.dtype = "fp32",
     *,
     memory: str | int | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
     progress: bool | Callable[[float], None] = False,
+    on_plan: Callable[[Plan], None] | None = None,
+    on_margin: Callable[[float], None] | None = None,
 ) -> Image:
     """Run the model on a whole image and return the result as the same kind of object.
 
@@ -62,7 +72,13 @@ def restore(
             does not fit lies in scratch files in the folder for temporary ones (TMPDIR). About as fast.
             For the networks of cpl.create_model, in float32. None: at once, unless the memory that is free does not
             suffice for that; then as with half of it for a limit.
-        progress: True shows a bar while strips are worked through; or a function that is given the share done.
+        tile, overlap: sides of overlapping tiles and what neighbours share, in pixels, such as 512 and 64: multiples of
+            8, overlap at most half of tile (None: an eighth). Any model and dtype, in little memory, but another
+            picture than the whole image's, see docs/restoring.md. An image of one tile or less is restored at once.
+        progress: True shows a bar while strips or tiles are worked through; or a function that is given the share done.
+        on_plan: is given what the strips will take, a `cpl.inference.streaming.Plan` that str() puts in a line.
+        on_margin: is given the smallest margin of a router's choice after strips were worked through. None: a warning,
+            where it is so small (below 1e-5) that the network might choose otherwise at once.
 
     Returns:
         The restored image, clipped to [0, 1], of the same type, shape and dtype (and device) as given.
@@ -72,12 +88,21 @@ def restore(
 
     Raises:
         TypeError: no such kind of image; ValueError: its shape, values or ``dtype`` are wrong.
+        TypeError, ValueError: ``tile``, ``overlap`` or ``memory`` that cannot be, or tile and memory together; before
+            any work.
         RestoreError: out of memory, or the model gave NaN or infinite values.
         CplError: ``memory`` is too small for this image, or the disk for its scratch files; before any work.
     """
     limit = None if memory is None else parse_memory(memory)
+    check_tiles(tile, overlap, limited=limit is not None)
+    plan_to, margin_to = on_plan or (lambda plan: None), on_margin or _warn_of_margin
     with showing(progress) as report:
-        return _restore(model, image, _How(device, dtype, limit, report))
+        return _restore(model, image, _How(device, dtype, limit, tile, overlap, report, plan_to, margin_to))
+
+
+def _warn_of_margin(margin: float) -> None:
+    if margin < CLOSE:
+        warnings.warn(about_margin(margin), stacklevel=2)
 
 
 def _restore(model: nn.Module, image: Image, how: _How) -> Image:
@@ -173,15 +198,17 @@ def _run(model: nn.Module, batch: Tensor, how: _How) -> Tensor:
     height, width = batch.shape[-2:]
     autocast = torch.autocast(where.type, dtype=torch.bfloat16, enabled=number is torch.bfloat16)
     limit = how.memory
-    if limit is None and isinstance(model, Restorer) and number is torch.float32:
-        limit = limit_where_free_memory_is_short(model, batch.shape, where)
     if limit is not None:
-        _check_streams(model, number)
-    with _evaluating(model), torch.inference_mode(), autocast, _memory_errors(height, width, where):
-        if limit is None:
-            restored = model(batch.to(device=where, dtype=own))
+        _check_streams(model, number, own)
+    elif how.tile is None and isinstance(model, Restorer) and number is own is torch.float32:
+        limit = limit_where_free_memory_is_short(model, batch.shape, where)
+    with _evaluating(model), torch.inference_mode(), autocast, _memory_errors(height, width, where, how.tile):
+        if how.tile is not None:
+            restored = _in_tiles(model, batch, how.tile, how, where)
+        elif limit is not None:
+            restored = _strip_by_strip(model, batch, limit, how, where)
         else:
-            restored = _strip_by_strip(model, batch, limit, where, how.progress)
+            restored = model(batch.to(device=where, dtype=own))
     if restored.shape != batch.shape:
         raise ValueError(f"the model gave {tuple(restored.shape)} for an image batch {tuple(batch.shape)}")
     # A clone made outside of inference mode is an ordinary tensor, usable in autograd.
@@ -194,26 +221,45 @@ def _run(model: nn.Module, batch: Tensor, how: _How) -> Tensor:
     return restored.clamp_(0, 1)
 
 
-def _check_streams(model: nn.Module, number: torch.dtype) -> None:
+def _check_streams(model: nn.Module, number: torch.dtype, own: torch.dtype) -> None:
     if not isinstance(model, Restorer):
         raise TypeError(
             f"memory= works for the networks of cpl.create_model, and this is a {type(model).__name__}: leave it out"
         )
     if number is not torch.float32:
         raise ValueError("memory= restores in float32: leave dtype out, or memory")
+    if own is not torch.float32:
+        raise ValueError(f"memory= restores in float32, and the model's weights are {own}: use model.float()")
 
 
-def _strip_by_strip(
-    model: nn.Module, batch: Tensor, limit: int, where: torch.device, progress: Callable[[float], None]
-) -> Tensor:
+def _strip_by_strip(model: nn.Module, batch: Tensor, limit: int, how: _How, where: torch.device) -> Tensor:
     assert isinstance(model, Restorer)
+
+    def one(image: Tensor, progress: Callable[[float], None]) -> Tensor:
+        restored, margin = restore_streaming(
+            model, image, limit, where, progress=progress, on_plan=how.on_plan
+        )
+        how.on_margin(margin)
+        return restored
+
+    return _one_by_one(one, batch, how.progress)
+
+
+def _in_tiles(model: nn.Module, batch: Tensor, tile: int, how: _How, where: torch.device) -> Tensor:
+    def one(image: Tensor, progress: Callable[[float], None]) -> Tensor:
+        return restore_tiled(model, image, tile, how.overlap, where, progress=progress)
+
+    return _one_by_one(one, batch, how.progress)
+
+
+def _one_by_one(
+    restore_one: Callable[[Tensor, Callable[[float], None]], Tensor],
+    batch: Tensor,
+    progress: Callable[[float], None],
+) -> Tensor:
     done: list[Tensor] = []
-
-    def of_all(share: float) -> None:
-        progress((len(done) + share) / len(batch))
-
-    for one in batch:
-        done.append(restore_streaming(model, one, limit, where, progress=of_all)[0])
+    for image in batch:
+        done.append(restore_one(image, lambda share: progress((len(done) + share) / len(batch))))
     return torch.stack(done)
 
 
@@ -236,7 +282,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _memory_errors(height: int, width: int, device: torch.device) -> Iterator[None]:
+def _memory_errors(height: int, width: int, device: torch.device, tile: int | None) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -244,7 +290,8 @@ def _memory_errors(height: int, width: int, device: torch.device) -> Iterator[No
         short = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text
         if not short:
             raise
-        other = "--dtype bf16 or a smaller image" if device.type != "cpu" else "a smaller image"
+        other = "tiles (tile=, --tile)" if tile is None else f"tiles smaller than {tile} pixels"
+        other = f"{other}, or --dtype bf16" if device.type != "cpu" else other
         raise RestoreError(
             f"not enough memory on {device} for a {width}x{height} image "
             f"({width * height / 1e6:.1f} megapixels): try {other}"

@@ -74,7 +74,9 @@ class TilePrompts:
         size = (self.size[0] // scale, self.size[1] // scale)
         return torch.stack(
             [
-                resized_window(self.mixtures[level], size, _with_border(top, height), _with_border(left, width))
+                resized_window(
+                    self.mixtures[level], size, _with_border(top, height), _with_border(left, width)
+                )
                 for top, left in ((top // scale, left // scale) for top, left in self.corners)
             ]
         )
@@ -122,7 +124,7 @@ class SparsePromptModule(nn.Module):
     def forward(
         self, x: Tensor, draw: NegativeDraw | None = None, tiles: TilePrompts | None = None
     ) -> Tensor:
-        """The prompt for x [B, C, H, W]; with ``draw`` the wrong ones, for a negative batch; with ``tiles`` those given.
+        """The prompt for x [B, C, H, W]; with ``draw`` the wrong ones, for a negative batch; with ``tiles`` theirs.
 
         Returns [B, C', H, W]; with ``draw`` [count * B, C', H, W], whether x is one batch that all
         negatives share or has a row for each.

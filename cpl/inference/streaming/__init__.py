@@ -6,6 +6,6 @@ walk       the network's order of things; run once without arithmetic, it says w
 restore    the plan for a limit, checked before the work, and the work
 """
 
-from cpl.inference.streaming.restore import Plan, plan, restore_streaming
+from cpl.inference.streaming.restore import CLOSE, Plan, about_margin, plan, restore_streaming
 
-__all__ = ["Plan", "plan", "restore_streaming"]
+__all__ = ["CLOSE", "Plan", "about_margin", "plan", "restore_streaming"]

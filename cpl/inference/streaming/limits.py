@@ -44,20 +44,51 @@ def untiled_bytes(model: Restorer, shape: Sequence[int]) -> int:
 def limit_where_free_memory_is_short(
     model: Restorer, shape: Sequence[int], device: torch.device
 ) -> int | None:
-    """Half of the free memory, in bytes, where an untiled restoring would want more than there is; else None."""
-    free = free_memory(device)
-    if free is None or untiled_bytes(model, shape) <= _SHARE * free:
+    """Half of the free memory, in bytes, where an untiled restoring would want more than there is; else None.
+
+    The feature maps lie with the CPU, whatever the device: half of the smaller one's.
+    """
+    if fits(model, shape, device):
         return None
-    return free // 2
+    known = [free for free in (free_memory(device), free_memory(torch.device("cpu"))) if free is not None]
+    return min(known) // 2
+
+
+def fits(model: Restorer, shape: Sequence[int], device: torch.device) -> bool:
+    """Whether the device has the free memory for a forward of [B, 3, H, W]; True where that cannot be known."""
+    free = free_memory(device)
+    return free is None or untiled_bytes(model, shape) <= _SHARE * free
 
 
 def free_memory(device: torch.device) -> int | None:
-    """In bytes; None where it cannot be known."""
+    """In bytes; None where it cannot be known.
+
+    On a GPU what torch holds without using it is free too. On Linux a container's own limit counts (control groups,
+    version 2), not only what the machine has.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    known = [size for size in (_of_machine(), _of_container()) if size is not None]
+    return min(known, default=None)
+
+
+def _of_machine(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     found = re.search(r"MemAvailable:\s*(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
     return 1024 * int(found[1]) if found else None
+
+
+def _of_container(group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What is left of the limit; pages of files, which the system gives back, are not counted as used."""
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit == "max":
+            return None
+        used = int((group / "memory.current").read_text())
+        cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+        return max(0, int(limit) - used + (int(cached[1]) if cached else 0))
+    except (OSError, ValueError):
+        return None  # no control groups here, or of another version
 
 
 @contextlib.contextmanager

@@ -18,40 +18,75 @@ from cpl.inference.streaming.workspace import Workspace
 from cpl.models.restorer import Restorer
 
 _LARGEST_STRIP = 256 * 2**20  # bytes: larger ones are not faster
+CLOSE = 1e-5  # a router's margin from which on the untiled network chooses the same prompts
 _HELD = 1.6  # times what a strip's arithmetic holds by the count: allocators, and the kernels' own scratch
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What restoring an image will take, in bytes.
+    """What restoring an image will take, in bytes where nothing else is said.
 
     Attributes:
+        height, width: of the image, in pixels.
         strip: of what is computed at a time.
+        fewest_rows: of a feature map that are computed at a time; None: every map is one strip.
         maps_in_memory, maps_in_files: of feature maps, at the worst moment.
+        count_in_memory, count_in_files: how many maps that is.
+        folder: of the scratch files.
         least: the smallest limit with which this image could be restored at all.
         work: of all sweeps, pixels times channels; what progress is a share of.
     """
 
+    height: int
+    width: int
     strip: int
+    fewest_rows: int | None
     maps_in_memory: int
     maps_in_files: int
+    count_in_memory: int
+    count_in_files: int
+    folder: Path
     least: int
     work: float
 
     def __str__(self) -> str:
+        rows = "in one strip" if self.fewest_rows is None else f"in strips of {self.fewest_rows} rows or more"
         memory, files = self.maps_in_memory + self.strip, self.maps_in_files
-        return f"{in_words(memory)} of memory and {in_words(files)} of scratch files"
+        return (
+            f"{self.width}x{self.height} {rows}, in about {in_words(memory)} of memory with "
+            f"{_maps(self.count_in_memory)} in it, "
+            + (
+                f"and {in_words(files)} of scratch files in {self.folder} for {_maps(self.count_in_files)}"
+                if files
+                else "and no scratch files"
+            )
+        )
+
+    def check_disk(self) -> None:
+        """Raises CplError if the folder lacks the room for the scratch files."""
+        free = shutil.disk_usage(self.folder).free
+        if self.maps_in_files > free:
+            raise CplError(
+                f"the feature maps of a {self.width}x{self.height} image need {in_words(self.maps_in_files)} of "
+                f"scratch files and {self.folder} has {in_words(free)} free: set TMPDIR to a larger disk, or raise "
+                "the limit"
+            )
 
 
-def plan(model: Restorer, height: int, width: int, limit: int) -> Plan:
+def _maps(count: int) -> str:
+    return f"{count} feature map{'' if count == 1 else 's'}"
+
+
+def plan(model: Restorer, height: int, width: int, limit: int, folder: str | Path | None = None) -> Plan:
     """For an image of that size, with ``limit`` bytes of memory beyond what the process has already.
 
     Raises:
         CplError: even the smallest plan needs more; the message says how much.
     """
 
-    def walk(memory: int) -> Walk:
-        made = Walk(model, Workspace(memory, None, counts_only=True), 0, torch.device("cpu"), computes=False)
+    def walk(memory: int, strip: int = 0) -> Walk:
+        workspace = Workspace(memory, None, counts_only=True)
+        made = Walk(model, workspace, int(strip / _HELD), torch.device("cpu"), computes=False)
         made.run(torch.empty(3, height, width, device="meta"))
         return made
 
@@ -65,9 +100,21 @@ def plan(model: Restorer, height: int, width: int, limit: int) -> Plan:
         )
     strip = min(_LARGEST_STRIP, max(smallest, (limit - image) // 2))
     maps = limit - image - strip
-    counted = walk(maps)
+    counted = walk(maps, strip)
     used = counted.workspace
-    return Plan(strip, used.most_in_memory, used.most_in_files, least, counted.work)
+    return Plan(
+        height,
+        width,
+        strip,
+        counted.fewest_rows,
+        used.most_in_memory,
+        used.most_in_files,
+        used.most_maps_in_memory,
+        used.most_maps_in_files,
+        Path(folder or tempfile.gettempdir()),
+        least,
+        counted.work,
+    )
 
 
 def restore_streaming(
@@ -77,6 +124,7 @@ def restore_streaming(
     device: torch.device,
     folder: str | Path | None = None,
     progress: Callable[[float], None] = lambda done: None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
 ) -> tuple[Tensor, float]:
     """Restore [3, H, W] in [0, 1]; equal to ``model(image[None])[0]`` to float32 rounding.
 
@@ -84,26 +132,28 @@ def restore_streaming(
         limit: bytes of memory beyond what the process has already; feature maps that do not fit lie in files.
         folder: of the files; None: the system's folder for temporary ones.
         progress: called with the share of the work that is done.
+        on_plan: called with what it will take, when that has been checked and before the work.
 
     Returns:
         The image, not clipped, in float32 on the CPU; and the smallest margin between a chosen prompt's share and the
-        best one left out (infinite without prompts): below about 1e-5 the untiled network may choose otherwise.
+        best one left out (infinite without prompts): below `CLOSE` the untiled network may choose otherwise.
 
     Raises:
         CplError: the limit is too small, or the disk has not the room; before any work.
     """
     _, height, width = image.shape
-    needed = plan(model, height, width, limit)
-    folder = Path(folder or tempfile.gettempdir())
-    free = shutil.disk_usage(folder).free
-    if needed.maps_in_files > free:
-        raise CplError(
-            f"the feature maps of a {width}x{height} image need {in_words(needed.maps_in_files)} of "
-            f"scratch files and {folder} has {in_words(free)} free: set TMPDIR to a larger disk, or raise the limit"
-        )
-    workspace = Workspace(needed.maps_in_memory, folder)
+    needed = plan(model, height, width, limit, folder)
+    needed.check_disk()
+    on_plan(needed)
+    workspace = Workspace(needed.maps_in_memory, needed.folder)
     work = Walk(model, workspace, int(needed.strip / _HELD), device, progress=progress)
     work.total = needed.work
     with torch.inference_mode():
         restored = work.run(image.float().cpu())
     return restored, min(work.margins, default=float("inf"))
+
+
+def about_margin(margin: float) -> str:
+    """A line about the smallest margin of a router's choice."""
+    close = f", below {CLOSE:g}: restored at once, the network might choose other prompts"
+    return f"the smallest margin of the router's choice is {margin:.2g}{close if margin < CLOSE else ''}"

@@ -38,6 +38,7 @@ class Walk:
     Attributes:
         work: of all sweeps so far, pixels times channels.
         smallest_strip: bytes of the smallest strip in the widest sweep.
+        fewest_rows: of a map at a time, in any sweep whose map is higher than its strips; None: each is one strip.
         margins: of each routing, between the share of the last prompt chosen and the first left out.
     """
 
@@ -55,6 +56,7 @@ class Walk:
         self._strip_bytes, self._computes, self._progress = strip_bytes, computes, progress
         self.work, self._done, self.total = 0.0, 0.0, 1.0
         self.smallest_strip = 0
+        self.fewest_rows: int | None = None
         self.margins: list[float] = []
 
     def run(self, image: Tensor) -> Tensor:
@@ -102,9 +104,11 @@ class Walk:
         row = 4 * width * source.width
         self.smallest_strip = max(self.smallest_strip, row * (2 + 2 * halo))
         self.work += source.height * source.width * width
+        rows = max(2, (self._strip_bytes // row - 2 * halo) // 2 * 2)
+        if rows < source.height:
+            self.fewest_rows = min(rows, self.fewest_rows or rows)
         if not self._computes:
             return
-        rows = max(2, (self._strip_bytes // row - 2 * halo) // 2 * 2)
         for first, end in strips(source.height, rows):
             result = compute(Rows(source, first, end, halo, self.device))
             if write is not None and result is not None:

@@ -84,6 +84,7 @@ class Workspace:
 
     Attributes:
         most_in_memory, most_in_files: bytes at the worst moment so far.
+        most_maps_in_memory, most_maps_in_files: how many maps, likewise.
     """
 
     def __init__(self, memory: int, folder: Path | None, counts_only: bool = False) -> None:
@@ -91,16 +92,22 @@ class Workspace:
         self._memory, self._folder, self._counts_only = memory, folder, counts_only
         self._in_memory = self._in_files = 0
         self.most_in_memory = self.most_in_files = 0
+        self._maps_in_memory = self._maps_in_files = 0
+        self.most_maps_in_memory = self.most_maps_in_files = 0
 
     def make(self, channels: int, height: int, width: int) -> Map:
         made = Map(channels, height, width, None, in_file=False)
         made.in_file = self._in_memory + made.bytes > self._memory
         if made.in_file:
             self._in_files += made.bytes
+            self._maps_in_files += 1
             self.most_in_files = max(self.most_in_files, self._in_files)
+            self.most_maps_in_files = max(self.most_maps_in_files, self._maps_in_files)
         else:
             self._in_memory += made.bytes
+            self._maps_in_memory += 1
             self.most_in_memory = max(self.most_in_memory, self._in_memory)
+            self.most_maps_in_memory = max(self.most_maps_in_memory, self._maps_in_memory)
         if not self._counts_only:
             flat = self._file(made.bytes) if made.in_file else torch.empty(made.bytes // BYTES)
             made.data = flat.view(channels, height, width)
@@ -111,8 +118,10 @@ class Workspace:
             one.data = None
             if one.in_file:
                 self._in_files -= one.bytes
+                self._maps_in_files -= 1
             else:
                 self._in_memory -= one.bytes
+                self._maps_in_memory -= 1
 
     def _file(self, size: int) -> Tensor:
         handle, name = tempfile.mkstemp(prefix="cpl-", suffix=".map", dir=self._folder)
