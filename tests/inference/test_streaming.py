@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 import cpl
 from cpl.errors import CplError
 from cpl.inference.restore import restore
-from cpl.inference.streaming import limits, plan, restore_streaming
+from cpl.inference.streaming import CLOSE, Plan, about_margin, limits, plan, restore_streaming, walk
 from cpl.inference.streaming.strips import Resized
 from cpl.models import create_model
 from cpl.models.restorer import Restorer
@@ -108,6 +109,68 @@ def test_too_small_a_limit_or_disk_is_an_error_before_any_work(
     assert begun == []
 
 
+def test_the_plan_says_what_the_work_takes(model: Restorer, tmp_path: Path) -> None:
+    image = torch.rand(3, 64, 48)
+    least = plan(model, 64, 48, 2**40).least
+    plans: list[Plan] = []
+    restore_streaming(model, image, least, CPU, folder=tmp_path, on_plan=plans.append)
+    assert plans == [plan(model, 64, 48, least, tmp_path)]
+    small, large = plans[0], plan(model, 64, 48, 2**32)
+    assert (small.count_in_memory, large.count_in_files) == (0, 0)
+    # Three levels of the encoder are kept; beside them at the worst moment a block's input and output, at least.
+    assert small.count_in_files == large.count_in_memory >= 5
+    assert small.fewest_rows == 2
+    assert large.fewest_rows is None
+    memory, files = (f"{size / MIB:.0f} MiB of" for size in (small.strip, small.maps_in_files))
+    assert str(small) == (
+        f"48x64 in strips of 2 rows or more, in about {memory} memory with 0 feature maps in it, "
+        f"and {files} scratch files in {tmp_path} for {small.count_in_files} feature maps"
+    )
+    assert str(large).startswith("48x64 in one strip, in about ")
+    assert str(large).endswith(" feature maps in it, and no scratch files")
+
+
+def test_rows_and_maps_of_the_plan_are_those_of_the_work(
+    model: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heights: list[int] = []
+    cut = walk.strips
+
+    def noted(height: int, rows: int) -> Iterator[tuple[int, int]]:
+        if rows < height:
+            heights.append(rows)
+        return cut(height, rows)
+
+    monkeypatch.setattr(walk, "strips", noted)
+    limit = plan(model, 96, 96, 2**40).least + MIB
+    restore_streaming(model, torch.rand(3, 96, 96), limit, CPU)
+    needed = plan(model, 96, 96, limit)
+    assert needed.fewest_rows == min(heights)
+    assert min(needed.count_in_memory, needed.count_in_files) > 0
+
+
+def test_a_close_choice_of_the_router_is_a_warning(model: Restorer) -> None:
+    undecided = create_model("cplir-tiny").eval()
+    undecided.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        undecided.prompt2.linear_layer.weight[:2] = 0
+        undecided.prompt2.linear_layer.bias[:2] = torch.tensor(
+            [30.0, 30.0 + 1e-5]
+        )  # the first two win, side by side
+    image = torch.rand(3, 16, 16)
+    with pytest.warns(UserWarning, match=r"margin of the router's choice is .*e-06, below 1e-05"):
+        restore(undecided, image, memory=2**24)
+    margins: list[float] = []
+    restore(undecided, image, memory=2**24, on_margin=margins.append)  # no warning: a function has it
+    assert len(margins) == 1
+    assert 0 < margins[0] < CLOSE
+    restore(model, torch.rand(2, 3, 16, 16), memory=2**24, on_margin=margins.append)
+    assert len(margins) == 3
+    assert min(margins[1:]) > CLOSE
+    assert "below" not in about_margin(margins[1])
+    restore(model, image, memory=2**24)  # no warning either
+
+
 def test_progress_grows_to_one(model: Restorer) -> None:
     shares: list[float] = []
     restore_streaming(model, torch.rand(3, 40, 40), 2**24, CPU, progress=shares.append)
@@ -142,6 +205,40 @@ def test_without_a_limit_it_goes_by_strips_where_the_memory_is_short(
     assert shares[-1] == pytest.approx(1.0)
 
 
+def test_free_memory_of_a_container_and_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert limits._of_container(tmp_path) is None
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 250\nactive_file 9\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert limits._of_container(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert limits._of_container(tmp_path) == 1000 - 700 + 250
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:       3 kB\n")
+    assert limits._of_machine(tmp_path / "meminfo") == 3072
+    monkeypatch.setattr(limits, "_of_machine", lambda: 3072)
+    monkeypatch.setattr(limits, "_of_container", lambda: 550)
+    assert limits.free_memory(CPU) == 550
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+    assert limits.free_memory(torch.device("cuda")) == 1300
+
+
+def test_the_limit_in_short_memory_is_of_the_smaller_one(
+    model: Restorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the strips are computed there and the maps lie with the CPU: neither may run out."""
+    shape, gpu = (1, 3, 64, 64), torch.device("cuda")
+    wanted = limits.untiled_bytes(model, shape)
+    free = {"cuda": wanted, "cpu": wanted // 4}
+    monkeypatch.setattr(limits, "free_memory", lambda device: free[device.type])
+    assert limits.limit_where_free_memory_is_short(model, shape, gpu) == wanted // 8
+    free["cpu"] = 100 * wanted
+    assert limits.limit_where_free_memory_is_short(model, shape, gpu) == wanted // 2
+    free["cuda"] = 2 * wanted
+    assert limits.limit_where_free_memory_is_short(model, shape, gpu) is None
+
+
 @pytest.mark.parametrize(
     ("limit", "size"),
     [("2GB", 2**31), ("512 mb", 2**29), ("1.5kb", 1536), (4096, 4096), ("4096", 4096)],
@@ -161,6 +258,9 @@ def test_what_cannot_be_streamed_says_so(model: Restorer) -> None:
         restore(torch.nn.Conv2d(3, 3, 1), torch.rand(3, 8, 8), memory="1GB")
     with pytest.raises(ValueError, match="float32"):
         restore(model, torch.rand(3, 8, 8), dtype="bf16", memory="1GB")
+    double = create_model("cplir-tiny").double()
+    with pytest.raises(ValueError, match="float64"):
+        restore(double, torch.rand(3, 8, 8), memory="1GB")
 
 
 @pytest.mark.parametrize("size", [(5, 7), (16, 16), (4, 30)])
