@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 pytest.importorskip("PIL", reason="cpl restore needs the extra [train]")
 pytest.importorskip("rich", reason="cpl restore needs the extra [train]")
+import rich.progress
 from PIL import Image
 
 import cpl
@@ -142,3 +144,22 @@ def test_a_disk_without_room_is_an_error_before_any_work(
         assert word in error
     assert "1 failed" in summary
     assert not out.exists()
+
+
+def test_the_bar_moves_within_a_file(
+    run: Any, checkpoint: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[float] = []
+    update = rich.progress.Progress.update
+    monkeypatch.setattr(
+        rich.progress.Progress,
+        "update",
+        lambda bar, task, completed: moves.append(completed) or update(bar, task, completed=completed),
+    )
+    shutil.copy(photo, tmp_path / "second.png")
+    out = tmp_path / "out"
+    options = ("--checkpoint", checkpoint, "--output", out, "--tile", "64")
+    assert run("restore", photo, tmp_path / "second.png", *options).status == 0
+    assert moves == sorted(moves)
+    assert moves[-1] == 2.0
+    assert all(any(file < move < file + 1 for move in moves) for file in (0, 1))

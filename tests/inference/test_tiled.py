@@ -208,11 +208,12 @@ def test_a_sample_is_spread_over_rows_and_columns() -> None:
 def test_only_a_sample_chooses_and_every_tile_is_restored_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiled, "MOST_ROUTED", 2)
     model, image = small(), torch.rand(3, 64, 200)
-    encoded: list[int] = []
-    encode = model.encode
-    monkeypatch.setattr(model, "encode", lambda x: encoded.append(len(x)) or encode(x))
+    events: list[object] = []
+    encode, choose = model.encode, model.prompt3.mixture
+    monkeypatch.setattr(model, "encode", lambda x: events.append(len(x)) or encode(x))
+    monkeypatch.setattr(model.prompt3, "mixture", lambda mean: events.append("chosen") or choose(mean))
     restored = restore_tiled(model, image, 64, 8, batch=2)
-    assert encoded == [2, 2]  # four tiles, none of them twice
+    assert events == [2, "chosen", 2]  # four tiles, none of them twice
     assert float((restored - whole(model, image)).abs().mean()) < 0.05
 
 
