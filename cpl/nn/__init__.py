@@ -1,7 +1,7 @@
 """The parts that every model here is built from; shapes are [B, C, H, W] throughout."""
 
 from cpl.nn.attention import MDTA
-from cpl.nn.block import PatchEmbed, TransformerBlock
+from cpl.nn.block import PatchEmbed, TransformerBlock, set_keep
 from cpl.nn.feed_forward import GDFN
 from cpl.nn.norm import LayerNorm2d
 from cpl.nn.padding import pad_to_multiple, reflected_index
@@ -23,4 +23,5 @@ __all__ = [
     "Upsample",
     "pad_to_multiple",
     "reflected_index",
+    "set_keep",
 ]

@@ -37,5 +37,9 @@ class MDTA(nn.Module):
         self.project_out = PointwiseConv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = dwconv(self.qkv(x), self.qkv_dwconv.weight)  # [B, 3C, H, W]
-        return self.project_out(channel_attention(qkv, self.temperature))
+        return self.project_out(attend(self.qkv(x), self.qkv_dwconv.weight, self.temperature))
+
+
+def attend(qkv: Tensor, weight: Tensor, temperature: Tensor) -> Tensor:
+    """Between the 1x1 convolutions: [B, 3C, H, W] -> [B, C, H, W]; weight [3C, 1, 3, 3], temperature [heads, 1, 1]."""
+    return channel_attention(dwconv(qkv, weight), temperature)

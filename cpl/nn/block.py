@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from functools import partial
 
-from cpl.nn.attention import MDTA
-from cpl.nn.feed_forward import GDFN
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cpl.nn.attention import MDTA, attend
+from cpl.nn.feed_forward import GDFN, gate
 from cpl.nn.norm import LayerNorm2d
+from cpl.nn.pointwise import pointwise_conv
+from cpl.nn.recompute import Inner, recomputed_block, recomputed_conv
+
+KEEP = ("all", "products", "input")
 
 
 class TransformerBlock(nn.Module):
@@ -18,8 +26,16 @@ class TransformerBlock(nn.Module):
         ffn_expansion: the feed-forward network has int(ffn_expansion * C) hidden channels.
         norm_bias: False for Restormer's "BiasFree" norm.
 
+    Attributes:
+        keep: what a forward pass keeps for the backward, in maps of x's size with the usual 2.66 hidden channels:
+            "all" that the backward needs, about 19; the matrix "products", about 10, from which the rest is computed
+            again; or the "input", 1, like torch.utils.checkpoint but without the last product. :func:`set_keep` sets
+            it for a whole network. Hooks on the block's parts run with "all" only.
+
     Source: Restormer, arXiv 2111.09881, figure 2.
     """
+
+    keep: str = "all"
 
     def __init__(
         self, channels: int, heads: int, ffn_expansion: float = 2.66, norm_bias: bool = True
@@ -31,8 +47,78 @@ class TransformerBlock(nn.Module):
         self.ffn = GDFN(channels, int(ffn_expansion * channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.keep == "all" or not torch.is_grad_enabled():
+            return self._keep_all(x)
+        if torch.compiler.is_compiling():  # a compiler chooses itself what of its own code to compute again
+            return (
+                self._keep_all(x)
+                if self.keep == "products"
+                else checkpoint(self._keep_all, x, use_reentrant=False)
+            )
+        return self._keep_products(x) if self.keep == "products" else self._keep_input(x)
+
+    def _keep_all(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.ffn(self.norm2(x))
+
+    def _keep_products(self, x: Tensor) -> Tensor:
+        attn, ffn = self.attn, self.ffn
+        qkv = recomputed_conv(self.norm1.function, attn.qkv.weight, x, *self.norm1.tensors)
+        x = x + recomputed_conv(
+            attend, attn.project_out.weight, qkv, attn.qkv_dwconv.weight, attn.temperature
+        )
+        hidden = recomputed_conv(self.norm2.function, ffn.project_in.weight, x, *self.norm2.tensors)
+        return x + recomputed_conv(gate, ffn.project_out.weight, hidden, ffn.dwconv.weight)
+
+    def _keep_input(self, x: Tensor) -> Tensor:
+        attn, ffn = self.attn, self.ffn
+        return recomputed_block(
+            partial(_attention_half, self.norm1.function),
+            attn.project_out.weight,
+            (*self.norm1.tensors, attn.qkv.weight, attn.qkv_dwconv.weight, attn.temperature),
+            partial(_feed_forward_half, self.norm2.function),
+            ffn.project_out.weight,
+            (*self.norm2.tensors, ffn.project_in.weight, ffn.dwconv.weight),
+            x,
+        )
+
+
+def _attention_half(
+    norm: Inner,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    qkv: Tensor,
+    dwconv: Tensor,
+    temperature: Tensor,
+) -> Tensor:
+    return attend(pointwise_conv(norm(x, norm_weight, norm_bias), qkv), dwconv, temperature)
+
+
+def _feed_forward_half(
+    norm: Inner, x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, project_in: Tensor, dwconv: Tensor
+) -> Tensor:
+    return gate(pointwise_conv(norm(x, norm_weight, norm_bias), project_in), dwconv)
+
+
+def set_keep(network: nn.Module, keep: str) -> int:
+    """Set :attr:`TransformerBlock.keep` of every block in ``network``; returns how many there are.
+
+    The results stay the same; see that attribute for what each choice keeps.
+
+    Raises:
+        ValueError: ``keep`` is none of "all", "products", "input", or ``network`` holds no such block.
+    """
+    if keep not in KEEP:
+        raise ValueError(f"keep must be one of {', '.join(KEEP)}, got {keep!r}")
+    blocks = [module for module in network.modules() if isinstance(module, TransformerBlock)]
+    if not blocks:
+        raise ValueError(
+            f"this {type(network).__name__} holds no cpl.nn.TransformerBlock; torch.utils.checkpoint works for any"
+        )
+    for block in blocks:
+        block.keep = keep
+    return len(blocks)
 
 
 class PatchEmbed(nn.Module):

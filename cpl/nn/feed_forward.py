@@ -29,5 +29,9 @@ class GDFN(nn.Module):
         self.project_out = PointwiseConv(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.project_in(x)  # [B, 2h, H, W]
-        return self.project_out(gated_dwconv(hidden, self.dwconv.weight, activation="gelu"))
+        return self.project_out(gate(self.project_in(x), self.dwconv.weight))
+
+
+def gate(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Between the two 1x1 convolutions: [B, 2h, H, W] -> [B, h, H, W]; weight [2h, 1, 3, 3]."""
+    return gated_dwconv(hidden, weight, activation="gelu")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -25,8 +28,16 @@ class LayerNorm2d(nn.Module):
         self.body = _ScaleAndShift(channels, bias)  # released weights say norm1.body.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = self.body.bias
-        return layer_norm2d(x, self.body.weight, bias, self.eps, center=bias is not None)
+        return self.function(x, *self.tensors)
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        """Of x and ``tensors``: what forward computes."""
+        return partial(layer_norm2d, eps=self.eps, center=self.body.bias is not None)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        return self.body.weight, self.body.bias
 
 
 class _ScaleAndShift(nn.Module):

@@ -21,20 +21,63 @@ def pointwise_conv(x: Tensor, weight: Tensor) -> Tensor:
     torch's convolution: in float32 on a GPU, which it multiplies as TF32 and a product does not, and for an odd number
     of channels there, where rows of the weight begin at odd places.
     """
-    if x.dim() != 4 or not x.is_contiguous():
-        return F.conv2d(x, weight)
-    if x.device.type == "cpu":
+    how = _how(x, weight)
+    if how == "product":
         # A batched product with an expanded weight, not matmul: matmul folds the batch into the rows,
         # and then its backward pass transposes whole feature maps.
         product = torch.bmm(weight.flatten(1).expand(len(x), -1, -1), x.flatten(2))
         return product.view(len(x), len(weight), *x.shape[2:])
-    if x.device.type == "cuda" and not (weight.shape[0] % 2 or weight.shape[1] % 2):
-        if torch.is_autocast_enabled("cuda") and x.dtype == torch.float32:
+    if how == "narrow product":
+        if x.dtype not in NARROW:
             x = x.to(torch.get_autocast_dtype("cuda"))
-        if x.dtype in NARROW:
-            product = _NarrowProduct.apply(x.flatten(2), weight.flatten(1))
-            return product.view(len(x), len(weight), *x.shape[2:])
+        product = _NarrowProduct.apply(x.flatten(2), weight.flatten(1))
+        return product.view(len(x), len(weight), *x.shape[2:])
     return F.conv2d(x, weight)
+
+
+def pointwise_conv_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of x and weight, where ``needs`` says so, for dy [B, C', H, W] of :func:`pointwise_conv`.
+
+    To be called in the state of autocast that pointwise_conv ran in; no graph is made of it.
+    """
+    need_x, need_weight = needs
+    if _how(x, weight) == "convolution":
+        dx, dweight, _ = torch.ops.aten.convolution_backward(
+            dy,
+            x.to(dy.dtype),
+            weight.to(dy.dtype),
+            None,
+            [1, 1],
+            [0, 0],
+            [1, 1],
+            False,
+            [0, 0],
+            1,
+            [*needs, False],
+        )
+    else:
+        rows = dy.flatten(2)  # [B, C', P]
+        dx = dweight = None
+        if need_x:
+            dx = torch.bmm(weight.to(dy.dtype).flatten(1).t().expand(len(x), -1, -1), rows).view_as(x)
+        if need_weight:
+            wide = torch.float32 if dy.dtype in NARROW else None
+            dweight = torch.bmm(rows, x.flatten(2).to(dy.dtype).transpose(1, 2)).sum(0, dtype=wide)
+            dweight = dweight.view_as(weight)
+    return None if dx is None else dx.to(x.dtype), None if dweight is None else dweight.to(weight.dtype)
+
+
+def _how(x: Tensor, weight: Tensor) -> str:
+    if x.dim() != 4 or not x.is_contiguous():
+        return "convolution"
+    if x.device.type == "cpu":
+        return "product"
+    if x.device.type != "cuda" or weight.shape[0] % 2 or weight.shape[1] % 2:
+        return "convolution"
+    narrow = x.dtype in NARROW or (x.dtype == torch.float32 and torch.is_autocast_enabled("cuda"))
+    return "narrow product" if narrow else "convolution"
 
 
 class _NarrowProduct(torch.autograd.Function):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cpl.nn.pointwise import _NarrowProduct, pointwise_conv
+from cpl.nn import pointwise
+from cpl.nn.pointwise import _NarrowProduct, pointwise_conv, pointwise_conv_backward
 
 
 def test_on_a_cpu_it_is_the_convolution() -> None:
@@ -15,6 +16,21 @@ def test_on_a_cpu_it_is_the_convolution() -> None:
     for images in (x, x.contiguous(memory_format=torch.channels_last), x[0]):
         torch.testing.assert_close(pointwise_conv(images, weight), F.conv2d(images, weight))
     assert torch.autograd.gradcheck(pointwise_conv, (x, weight))
+
+
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("how", ["product", "convolution", "narrow product"])
+def test_its_backward_by_hand(monkeypatch: pytest.MonkeyPatch, how: str, needs: tuple[bool, bool]) -> None:
+    """Every way of computing it, on the CPU, whichever device takes it."""
+    monkeypatch.setattr(pointwise, "_how", lambda x, weight: how)
+    x, weight = torch.randn(2, 6, 5, 7, requires_grad=True), torch.randn(4, 6, 1, 1, requires_grad=True)
+    dy = torch.randn(2, 4, 5, 7)
+    expected = torch.autograd.grad(F.conv2d(x, weight), (x, weight), dy)
+    found = pointwise_conv_backward(dy, x.detach(), weight.detach(), needs)
+    for got, gold, need in zip(found, expected, needs, strict=True):
+        assert (got is not None) == need
+        if got is not None:
+            torch.testing.assert_close(got, gold)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
