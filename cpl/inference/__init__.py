@@ -3,7 +3,7 @@
 images     read_image, write_image: what a photo is made of survives the round trip
 restore    restore(model, image): PIL, arrays or tensors; the same kind comes out
 streaming  a whole image exactly, strip by strip, within a limit on memory
-tiled      a large image in blended tiles: fast, in any dtype, not exactly the same
+tiled      a large image in blended tiles: any model, any dtype, not exactly the same
 folder     many files: which inputs, which outputs, one bad file does not stop the rest
 metrics    psnr, ssim on RGB or Y
 evaluate   scores per degradation and their average

@@ -1,4 +1,4 @@
-"""A large image in overlapping tiles, blended: fast and in any dtype, but not exactly what the whole image gives.
+"""A large image in overlapping tiles, blended: any model and dtype, but not exactly what the whole image gives.
 
 grid     where the tiles lie, how much each counts at each pixel, and which of them stand for the image
 restore  the prompts chosen once for the whole image, and the tiles' pass
