@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="restore in blended tiles of this side, such as 512: in little memory and any dtype, but not exactly the same picture "
-        "(a multiple of 8, at least 64; not with --memory)",
+        help="restore in blended tiles of this side, such as 512: in little memory and any dtype, but not exactly "
+        "the same picture (a multiple of 8, at least 64; not with --memory)",
     )
     parser.add_argument(
         "--overlap",
