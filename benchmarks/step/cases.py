@@ -6,17 +6,19 @@ import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import cpl_kernels
 from benchmarks.harness import OURS
 from benchmarks.plain import Block, PlainRestorer
 from cpl.models import MODELS, create_model
-from cpl.nn import TransformerBlock
+from cpl.nn import TransformerBlock, set_keep
 
 LEARNING_RATE = 1e-6  # the weights hardly move while they are measured
 PLAIN = "plain"  # eager: the definition
@@ -104,6 +106,7 @@ class Variant:
         backend: of ours: a name, or "" for the defaults.
         compiled: by torch.compile: "whole", its "blocks" (each on its own), or "".
         checkpointed: each block's forward is computed again in the backward.
+        keep: of ours: what a block keeps for the backward, see TransformerBlock.
         graph: replayed as a CUDA graph.
     """
 
@@ -111,6 +114,7 @@ class Variant:
     backend: str = ""
     compiled: str = ""
     checkpointed: bool = False
+    keep: str = "all"
     graph: bool = False
 
 
@@ -130,6 +134,9 @@ def variants(case: Case, device: str, compile_ours: bool = False) -> dict[str, V
     if not cuda:  # on a GPU it is slower than plain, whose convolutions are not widened to fp32
         found[f"{OURS} (reference)"] = Variant(backend="reference")
     if train:
+        found[f"{OURS}, keep=products"] = Variant(keep="products")
+        found[f"{OURS}, keep=input"] = Variant(keep="input")
+        found[f"{OURS}, checkpoint of its blocks"] = Variant(checkpointed=True)
         found[f"{plain}, checkpoint of its blocks"] = Variant(plain=True, checkpointed=True)
     if cuda:
         found[f"{best}, CUDA graph"] = Variant(graph=True)
@@ -163,8 +170,12 @@ class Step:
         for part in network.modules():
             if variant.checkpointed and isinstance(part, Block):
                 part.checkpointed = True
+            if variant.checkpointed and isinstance(part, TransformerBlock):
+                part.forward = partial(checkpoint, part.forward, use_reentrant=False)  # type: ignore[method-assign]
             if variant.compiled == "blocks" and isinstance(part, (Block, TransformerBlock)):
                 part.compile(dynamic=False)
+        if not variant.plain:
+            set_keep(network, variant.keep)
         if variant.compiled:
             torch._dynamo.config.recompile_limit = RECOMPILES
         self.network = network

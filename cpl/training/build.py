@@ -16,6 +16,7 @@ from cpl.training.schedule import CosineSchedule
 def model(config: TrainConfig, task_names: Sequence[str]) -> nn.Module:
     """The network, with fresh weights from torch's global generator."""
     from cpl.models import create_model
+    from cpl.nn import set_keep
 
     section = config.model
     overrides: dict[str, Any] = dict(section.overrides)
@@ -24,7 +25,9 @@ def model(config: TrainConfig, task_names: Sequence[str]) -> nn.Module:
             overrides[name] = getattr(section, name)
     if config.loss.kind == "cpr":
         overrides["negative_weights"] = config.loss.negative_weights
-    return create_model(section.name, task_names=tuple(task_names), **overrides)
+    network = create_model(section.name, task_names=tuple(task_names), **overrides)
+    set_keep(network, config.keep)
+    return network
 
 
 def criterion(config: TrainConfig) -> nn.Module | None:

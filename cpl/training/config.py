@@ -110,6 +110,11 @@ class TrainConfig(Section):
     clip_norm: Positive | None = Field(default=1.0, description="largest gradient norm; None: no clipping")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mixed_precision: Literal["no", "bf16"] = "no"
+    keep: Literal["all", "products", "input"] = Field(
+        default="all",
+        description="what a block keeps for its backward pass: all it needs, its matrix products (a little over half "
+        "the memory, some per cent slower) or its input (least memory; computes nearly all again)",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63)
     deterministic: bool = False
     num_workers: int = Field(default=0, ge=0, description="data loading processes per training process")
