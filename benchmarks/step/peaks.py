@@ -2,11 +2,13 @@
 
 A line of JSON for each name, measured as benchmarks/memory.py does: in a fork of a process that has no thread and no
 tensor, the second step, how far the resident set rises above the weights and the optimizer's state. What
-torch.compile makes is left out: it would be compiled again.
+torch.compile makes is left out: it would be compiled again. Of what is freed, blocks of a MiB or more go back to the
+system at once; by itself malloc keeps some for later, and how much hangs on the order of sizes, not on the step.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from benchmarks import memory
 from benchmarks.gpu.stages import ROOT, json_lines
 from benchmarks.step import cases
 from benchmarks.step.cases import Case, Step, Variant
+
+M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def of(case: Case, names: tuple[str, ...]) -> dict[str, int | None]:
@@ -37,6 +41,7 @@ def main(spec: str, threads: str, *names: str) -> None:
 
 def _print_peak(case: Case, name: str, variant: Variant, threads: int) -> None:
     torch.set_num_threads(threads)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     cpu = torch.device("cpu")
     step = Step(case, variant, cpu, cases.fresh_weights(case.model, cpu))
     step.run()

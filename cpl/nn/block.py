@@ -13,6 +13,7 @@ from cpl.nn.feed_forward import GDFN, gate
 from cpl.nn.norm import LayerNorm2d
 from cpl.nn.pointwise import pointwise_conv
 from cpl.nn.recompute import Inner, recomputed_block, recomputed_conv
+from cpl.nn.strips import attention_in_strips, feed_forward_in_strips, rows_of_a_strip
 
 KEEP = ("all", "products", "input")
 
@@ -47,15 +48,25 @@ class TransformerBlock(nn.Module):
         self.ffn = GDFN(channels, int(ffn_expansion * channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.keep == "all" or not torch.is_grad_enabled():
+        compiling, learns = torch.compiler.is_compiling(), torch.is_grad_enabled()
+        if not compiling and not learns:
+            return self._infer(x)
+        if self.keep == "all" or not learns:
             return self._keep_all(x)
-        if torch.compiler.is_compiling():  # a compiler chooses itself what of its own code to compute again
+        if compiling:  # a compiler chooses itself what of its own code to compute again
             return (
                 self._keep_all(x)
                 if self.keep == "products"
                 else checkpoint(self._keep_all, x, use_reentrant=False)
             )
         return self._keep_products(x) if self.keep == "products" else self._keep_input(x)
+
+    def _infer(self, x: Tensor) -> Tensor:
+        rows = rows_of_a_strip(x, self.ffn.project_in.out_channels)
+        if rows is None:
+            return self._keep_all(x)
+        x = attention_in_strips(x, self.norm1, self.attn, rows)
+        return feed_forward_in_strips(x, self.norm2, self.ffn, rows)
 
     def _keep_all(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))

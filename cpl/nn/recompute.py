@@ -127,13 +127,14 @@ class _Half:
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """For dy, of what the convolution made of the output: the gradients of its weight, and of the tensors."""
         wanted = [leaf for leaf in self.leaves if leaf is not None and leaf.requires_grad]
-        output = self.output.detach()
-        doutput, dweight = pointwise_conv_backward(dy, output, weight, (bool(wanted), needs_weight))
-        del output
+        doutput, dweight = pointwise_conv_backward(
+            dy, self.output.detach(), weight, (bool(wanted), needs_weight)
+        )
         if not wanted:
             return dweight, [None] * len(self.leaves)
-        found = iter(torch.autograd.grad(self.output, wanted, doutput))
-        del self.output
+        edge = torch.autograd.graph.get_gradient_edge(self.output)
+        del self.output  # its numbers are not needed any more, only where it came from
+        found = iter(torch.autograd.grad([edge], wanted, [doutput]))
         return dweight, [
             next(found) if leaf is not None and leaf.requires_grad else None for leaf in self.leaves
         ]
