@@ -17,6 +17,7 @@ Source: CPL, arXiv 2504.09973 (router, top-k, negatives); PromptIR, arXiv 2306.1
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +62,13 @@ class SparsePromptModule(nn.Module):
         negative_weights: the weights of a negative's prompts: "own", their softmax values (they go to 0 as the
             router sharpens, and a wrong prompt becomes no prompt), or "positive", those of the k
             prompts that the router would choose.
+
+    Attributes:
+        watcher: None, or a function that is called with (level, router logits [B, N]) whenever prompts are
+            chosen on the positive route; see :func:`cpl.inference.routing.watch_routing`.
     """
+
+    watcher: Callable[[int, Tensor], None] | None = None
 
     def __init__(
         self,
@@ -91,6 +98,8 @@ class SparsePromptModule(nn.Module):
         """
         logits, size = self.logits(x), (x.shape[2], x.shape[3])
         if draw is None:
+            if self.watcher is not None:
+                self.watcher(self.level, logits)
             prompt = sparse_prompt(logits, self.prompt_param[0], self.top_k, size, self.normalize)
         else:
             weights, indices = self._wrong_route(logits, draw)

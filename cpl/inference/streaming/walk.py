@@ -191,6 +191,8 @@ class Walk:
         """The mixture of the chosen prompts [C', S, S], at its own size."""
         router = module.linear_layer
         logits = (mean.to(router.weight.dtype) * router.weight).sum(-1) + router.bias
+        if module.watcher is not None:
+            module.watcher(module.level, logits[None])
         weights, indices = route_topk(logits[None], module.top_k, module.normalize)
         ordered = logits.softmax(-1).sort(descending=True).values
         if module.top_k < len(ordered):
