@@ -93,10 +93,13 @@ def run(args: argparse.Namespace) -> int:
         )
     url = url_of(listening)
     about = f"This is {info['architecture']} of {os.path.basename(os.fspath(args.checkpoint))}."
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # uvicorn takes both; this is for before and after it
-    busy = serve(session, listening, about, lambda: print(f"serving {url} (Ctrl-C stops it)", flush=True))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until uvicorn takes both
+    try:
+        busy = serve(session, listening, about, lambda: print(f"serving {url} (Ctrl-C stops it)", flush=True))
+    except KeyboardInterrupt:  # while the page was being made
+        busy = False
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print("stopped", flush=True)
     if busy:
         # A thread is still inside a kernel. Letting the interpreter end around it may abort the process.

@@ -110,7 +110,7 @@ def serve(
             **look(),
         )
 
-        class Server(uvicorn.Server):  # type: ignore[misc, name-defined]
+        class Server(uvicorn.Server):  # type: ignore[name-defined]
             async def startup(self, sockets: Any = None) -> None:
                 await super().startup(sockets)
                 if self.started:

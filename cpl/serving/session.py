@@ -133,7 +133,7 @@ class Session:
     def _read(self, path: Path) -> ImageFile:
         try:
             if path.stat().st_size > self.limits.upload_bytes:
-                raise CplError(f"This file is larger than {self.limits.upload_bytes / 2**20:.0f} MiB.")
+                raise CplError(f"This file is larger than {self.limits.upload_bytes / 2**20:.3g} MiB.")
             width, height = _size(path)
             if width * height > self.limits.pixels:
                 raise CplError(

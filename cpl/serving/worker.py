@@ -19,8 +19,8 @@ class Worker:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="restoring", daemon=True)
-        self._thread.start()
         self.busy = False
+        self._thread.start()
 
     def submit(self, job: Callable[[], Any]) -> Future[Any]:
         """A future of what ``job`` returns or raises. It sees the context variables of the caller."""
