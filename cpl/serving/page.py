@@ -168,6 +168,9 @@ def build(handlers: Handlers, about: str) -> Any:
             restore, given, shows, show_progress_on=slider, **one_at_a_time
         )
     page.queue(max_size=_WAITING, default_concurrency_limit=1)
+    # gradio looks whether a file was uploaded, and is not one of this machine that a visitor names by its path,
+    # only in what it takes for launched, and a page that is mounted, as here, it does not.
+    page.has_launched = True
     return page
 
 

@@ -102,7 +102,7 @@ def _likely(likely: Likely, usage: Usage | None) -> str:
         said += f" (Right for {usage.right} of {usage.judged} inspected pictures.)"
     rows = "".join(
         _row(plain(task), share, _percent(share), task in likely.tasks)
-        for task, share in list(likely.agreement.items())[:_MOST_SHOWN]
+        for task, share in list(likely.likeness.items())[:_MOST_SHOWN]
     )
     return f'<h3>What it takes the photo for</h3><p>{said}</p><table class="cpl-likely"><tbody>{rows}</tbody></table>'
 

@@ -66,9 +66,12 @@ def test_an_error_ends_the_watching() -> None:
     model = network()
     with pytest.raises(KeyError), watch_routing(model):
         raise KeyError
-    with watch_routing(model) as routing, pytest.raises(RuntimeError, match="watched already"):
-        with watch_routing(model):
-            pass
+    with (
+        watch_routing(model) as routing,
+        pytest.raises(RuntimeError, match="watched already"),
+        watch_routing(model),
+    ):
+        pass
     assert routing.choices() == []
     assert all(getattr(model, f"prompt{level}").watcher is None for level in (1, 2, 3))
 

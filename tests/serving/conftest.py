@@ -97,7 +97,7 @@ def served(checkpoint: Path, usage: Usage, tmp_path_factory: pytest.TempPathFact
         "--usage",
         table,
     ]
-    command += ["--upload", "100KB", "--megapixels", "0.2", "--degradation", "noise:sigma=50", "low_light"]
+    command += ["--upload", "300KB", "--megapixels", "0.2", "--degradation", "noise:sigma=50", "low_light"]
     process = subprocess.Popen(
         list(map(str, command)),
         stdout=subprocess.PIPE,
@@ -109,7 +109,10 @@ def served(checkpoint: Path, usage: Usage, tmp_path_factory: pytest.TempPathFact
         yield Served(process, re.findall(r"http://\S+", line_with(process, "serving"))[0], temporary)
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
-        assert (process.returncode, said) == (0, "stopped\n")
+        assert process.returncode == 0
+        assert said.endswith("stopped\n")
+        # Other tracebacks are gradio's, of hostile requests; the end of the server is none.
+        assert not any(word in said for word in ("KeyboardInterrupt", "CancelledError", "Exception in ASGI"))
         assert os.listdir(temporary) == []  # what was uploaded is gone
     finally:
         with contextlib.suppress(ProcessLookupError):

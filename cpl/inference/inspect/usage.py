@@ -18,7 +18,8 @@ from cpl.inference.routing import Choice, with_prompts
 from cpl.models.config import LEVELS
 
 FORMAT, FORMAT_VERSION = "cpl-prompt-usage", 1
-UNDECIDED = 0.02  # of agreement: closer than this, two degradations are not told apart
+UNDECIDED = 0.02  # of likeness: closer than this, two degradations are not told apart
+_LEAST_SPREAD = 1e-3  # of a share; a router that gives all photos of a degradation the same has no spread
 _LARGEST_FILE = 64 * 2**20
 
 
@@ -40,18 +41,18 @@ class Likely:
     """Which degradation a photo's choices look like.
 
     Attributes:
-        agreement: task -> 0 to 1, the best first; 1: the very shares that the task's photos have on average.
+        likeness: task -> 0 to 1, the best first; they sum to 1.
         decided: whether the first is ahead of the second by more than :data:`UNDECIDED`.
     """
 
-    agreement: dict[str, float]
+    likeness: dict[str, float]
     decided: bool
 
     @property
     def tasks(self) -> list[str]:
         """The best, or all that are as good as it."""
-        best = max(self.agreement.values())
-        return [task for task, value in self.agreement.items() if best - value <= UNDECIDED]
+        best = max(self.likeness.values())
+        return [task for task, value in self.likeness.items() if best - value <= UNDECIDED]
 
 
 @dataclass
@@ -59,12 +60,14 @@ class Usage:
     """Task -> level -> :class:`LevelUsage`, of one network.
 
     Attributes:
+        spread: level -> standard deviation of each prompt's share among photos of one degradation.
         router: :func:`router_fingerprint` of that network.
         right, judged: how often :meth:`likely` named a photo's degradation when it was judged by the
             usage of the *other* photos, and of how many; 0 of 0 with a single photo.
     """
 
     tasks: dict[str, dict[int, LevelUsage]]
+    spread: dict[int, tuple[float, ...]]
     router: str = ""
     right: int = 0
     judged: int = 0
@@ -73,10 +76,10 @@ class Usage:
     @classmethod
     def of(cls, images: Sequence[Inspected], router: str = "") -> Usage:
         """The usage that ``images`` show."""
-        usage = cls(_tabulate(images), router)
+        usage = cls(*_tabulate(images), router)
         names = {image.name for image in images}
         for name in sorted(names) if len(names) > 1 else ():
-            others = cls(_tabulate([image for image in images if image.name != name]))
+            others = cls(*_tabulate([image for image in images if image.name != name]))
             for image in images:
                 if image.name == name:
                     usage.judged += 1
@@ -85,18 +88,34 @@ class Usage:
         return usage
 
     def likely(self, choices: Iterable[Choice]) -> Likely:
-        """The agreement of a photo's ``choices`` with each task.
+        """How much a photo's ``choices`` look like those of each task.
 
-        agreement = mean over levels of sum_n min(photo's share of prompt n, task's mean share of it)
+        With z the difference of the photo's share of a prompt and the task's mean, over the spread:
+
+            likeness = softmax over tasks of -1/2 sum over levels of mean over prompts of z^2
+
+        That is a naive Bayes classifier of normal distributions, in which the prompts of a level, whose shares
+        hang together, count as one.
         """
         seen = list(choices)
-        agreement = {
-            task: math.fsum(_overlap(c.shares, levels[c.level].shares) for c in seen) / len(seen)
+        scores = {
+            task: -0.5 * math.fsum(self._distance(choice, levels[choice.level]) for choice in seen)
             for task, levels in self.tasks.items()
         }
-        ranked = sorted(agreement.items(), key=lambda item: -item[1])
+        best = max(scores.values())
+        powers = {task: math.exp(score - best) for task, score in scores.items()}
+        total = math.fsum(powers.values())
+        ranked = sorted(((task, power / total) for task, power in powers.items()), key=lambda item: -item[1])
         decided = len(ranked) == 1 or ranked[0][1] - ranked[1][1] > UNDECIDED
         return Likely(dict(ranked), decided)
+
+    def _distance(self, choice: Choice, use: LevelUsage) -> float:
+        spread = self.spread[choice.level]
+        squares = [
+            ((share - mean) / max(deviation, _LEAST_SPREAD)) ** 2
+            for share, mean, deviation in zip(choice.shares, use.shares, spread, strict=True)
+        ]
+        return math.fsum(squares) / len(squares)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -111,6 +130,7 @@ class Usage:
                 }
                 for task, levels in self.tasks.items()
             },
+            "spread": {f"level{level}": list(values) for level, values in self.spread.items()},
             "named_rightly": {"right": self.right, "of": self.judged},
             "info": self.info,
         }
@@ -166,16 +186,25 @@ def router_fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _tabulate(images: Sequence[Inspected]) -> dict[str, dict[int, LevelUsage]]:
+def _tabulate(
+    images: Sequence[Inspected],
+) -> tuple[dict[str, dict[int, LevelUsage]], dict[int, tuple[float, ...]]]:
+    """The usage of each task at each level, and the spread at each level."""
     by_task: dict[str, list[Inspected]] = {}
     for image in images:
         by_task.setdefault(image.task, []).append(image)
-    return {
-        task: {
-            level: _level_usage([c for i in group for c in i.choices if c.level == level]) for level in LEVELS
-        }
-        for task, group in by_task.items()
-    }
+    tasks: dict[str, dict[int, LevelUsage]] = {task: {} for task in by_task}
+    spread = {}
+    for level in LEVELS:
+        squares = [0.0] * len(images[0].choices[0].shares)
+        for task, group in by_task.items():
+            choices = [choice for image in group for choice in image.choices if choice.level == level]
+            tasks[task][level] = use = _level_usage(choices)
+            for n, mean in enumerate(use.shares):
+                squares[n] += math.fsum((choice.shares[n] - mean) ** 2 for choice in choices)
+        freedom = max(1, len(images) - len(by_task))
+        spread[level] = tuple(math.sqrt(square / freedom) for square in squares)
+    return tasks, spread
 
 
 def _level_usage(choices: Sequence[Choice]) -> LevelUsage:
@@ -186,10 +215,6 @@ def _level_usage(choices: Sequence[Choice]) -> LevelUsage:
     )
 
 
-def _overlap(first: Sequence[float], second: Sequence[float]) -> float:
-    return math.fsum(min(a, b) for a, b in zip(first, second, strict=True))
-
-
 def _parse(data: Mapping[str, Any]) -> Usage:
     tasks = {
         str(task): {level: _parse_level(levels[f"level{level}"]) for level in LEVELS}
@@ -197,11 +222,17 @@ def _parse(data: Mapping[str, Any]) -> Usage:
     }
     if not tasks:
         raise ValueError("it holds no degradation")
+    spread = {level: tuple(map(float, data["spread"][f"level{level}"])) for level in LEVELS}
+    if not all(0 <= value <= 1 for row in spread.values() for value in row):
+        raise ValueError("the spread is none of shares")
     sizes = {len(use.shares) for levels in tasks.values() for use in levels.values()}
+    sizes |= {len(row) for row in spread.values()}
     if len(sizes) != 1:
         raise ValueError(f"numbers of prompts differ: {sorted(sizes)}")
     counts = data["named_rightly"]
-    return Usage(tasks, str(data["router"]), int(counts["right"]), int(counts["of"]), dict(data["info"]))
+    return Usage(
+        tasks, spread, str(data["router"]), int(counts["right"]), int(counts["of"]), dict(data["info"])
+    )
 
 
 def _parse_level(values: Mapping[str, Any]) -> LevelUsage:

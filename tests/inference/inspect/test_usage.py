@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,35 +45,61 @@ def test_shares_and_choices_are_means_over_photos() -> None:
     assert usage.tasks["rain"][3].shares == pytest.approx((0.15, 0.85))
 
 
-def test_agreement_is_the_overlap_of_shares() -> None:
-    likely = Usage.of(SHARP).likely(image("?", "c", (1.0, 0.0)).choices)
-    assert likely.agreement["noise"] == pytest.approx(0.8)
-    assert likely.agreement["rain"] == pytest.approx((0.4 + 0.15 + 0.15) / 3)
+def test_spread_is_within_degradations() -> None:
+    spread = Usage.of(SHARP).spread
+    # noise 0.9 and 0.7, rain 0.2 and 0.6: squares 2 * 0.1^2 + 2 * 0.2^2 over 4 - 2 degrees of freedom
+    assert spread[1] == pytest.approx((math.sqrt(0.05),) * 2)
+    assert spread[3] == pytest.approx((math.sqrt((2 * 0.1**2 + 2 * 0.05**2) / 2),) * 2)
+    assert Usage.of(SHARP[:1]).spread[2] == (0, 0)
+
+
+def test_likeness_is_by_distance_in_spreads() -> None:
+    usage = Usage.of(SHARP)
+    likely = usage.likely(image("?", "c", (0.6, 0.4)).choices)
+    scores = {}
+    for task, means in (("noise", (0.8, 0.8, 0.8)), ("rain", (0.4, 0.15, 0.15))):
+        squares = [((0.6 - m) / usage.spread[level][0]) ** 2 for level, m in enumerate(means, start=1)]
+        scores[task] = math.exp(-0.5 * sum(squares))
+    assert likely.likeness["noise"] == pytest.approx(scores["noise"] / sum(scores.values()))
+    assert sum(likely.likeness.values()) == pytest.approx(1)
     assert (likely.decided, likely.tasks) == (True, ["noise"])
-    assert list(likely.agreement) == ["noise", "rain"]
-    other = Usage.of(SHARP).likely(image("?", "c", (0.0, 1.0)).choices)
-    assert other.tasks == ["rain"]
+    assert list(likely.likeness) == ["noise", "rain"]
+    assert usage.likely(image("?", "c", (0.0, 1.0)).choices).tasks == ["rain"]
 
 
 def test_what_cannot_be_told_apart_is_not_decided() -> None:
-    same = [image("noise", "a", (0.5, 0.5)), image("rain", "a", (0.49, 0.51)), image("haze", "a", (0.0, 1.0))]
+    same = [
+        image("noise", "a", (0.4, 0.6)),
+        image("noise", "b", (0.6, 0.4)),
+        image("rain", "a", (0.401, 0.599)),
+        image("rain", "b", (0.6, 0.4)),
+        image("haze", "a", (0.0, 1.0)),
+        image("haze", "b", (0.1, 0.9)),
+    ]
     likely = Usage.of(same).likely(image("?", "c", (0.5, 0.5)).choices)
     assert not likely.decided
-    assert likely.tasks == ["noise", "rain"]
+    assert sorted(likely.tasks) == ["noise", "rain"]
+
+
+def test_a_far_photo_is_no_division_by_zero() -> None:
+    usage = Usage.of([image("noise", "a", (1.0, 0.0)), image("rain", "a", (0.999, 0.001))])
+    likely = usage.likely(image("?", "c", (0.0, 1.0)).choices)
+    assert likely.likeness["rain"] == pytest.approx(1)
+    assert usage.likely(image("?", "c", (1.0, 0.0)).choices).tasks == ["noise"]
 
 
 def test_photos_are_judged_by_the_others() -> None:
-    usage = Usage.of(SHARP)
-    assert (usage.right, usage.judged) == (4, 4)
-    # Photo b's rain looks like noise. With a photo's own usage among that it is judged by, 3 would be right.
-    odd = [
-        image("noise", "a", (0.9, 0.1)),
-        image("noise", "b", (0.8, 0.2)),
-        image("rain", "a", (0.1, 0.9)),
-        image("rain", "b", (0.9, 0.1)),
-    ]
+    usage = Usage.of([*SHARP, image("noise", "c", (0.8, 0.2)), image("rain", "c", (0.3, 0.7))])
+    assert (usage.right, usage.judged) == (6, 6)
+    # Photo c's rain looks like noise. Judged by its own share of the usage it would be named rightly.
+    odd = [*SHARP, image("noise", "c", (0.8, 0.2)), image("rain", "c", (0.85, 0.15))]
     usage = Usage.of(odd)
-    assert (usage.right, usage.judged) == (1, 4)
+    assert usage.judged == 6
+    assert usage.right == sum(
+        Usage.of([other for other in odd if other.name != one.name]).likely(one.choices).tasks == [one.task]
+        for one in odd
+    )
+    assert usage.right < 6
     alone = Usage.of([SHARP[0], SHARP[2]])
     assert (alone.right, alone.judged) == (0, 0)
 
@@ -118,6 +145,8 @@ def change(**values: Any) -> Callable[[dict[str, Any]], Any]:
             "damaged",
         ),
         (change(named_rightly=None), "damaged"),
+        (change(spread={f"level{i}": [0.1] for i in (1, 2, 3)}), "damaged"),
+        (change(spread={f"level{i}": [-1.0] * 5 for i in (1, 2, 3)}), "damaged"),
     ],
 )
 def test_what_is_no_table_is_refused(
