@@ -122,7 +122,7 @@ def build(handlers: Handlers, about: str) -> Any:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 photo = gr.File(
-                    label=f"Photo, to {limits.pixels / 1e6:g} megapixels, {limits.upload_bytes / 2**20:.3g} MiB",
+                    label=f"Photo, up to {limits.pixels / 1e6:g} MP and {limits.upload_bytes / 2**20:.3g} MiB",
                     file_types=sorted(SUFFIXES),
                     height=140,
                     elem_id="cpl-photo",

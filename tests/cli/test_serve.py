@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
@@ -56,6 +57,25 @@ def test_what_it_is_started_with(run: Any, checkpoint: Path, served: list[Any]) 
     assert checkpoint.name in about
     assert str(checkpoint.parent) not in about
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_thread_at_work_does_not_end_the_process_badly(
+    run: Any, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(Exception):
+        pass
+
+    def end(status: int) -> None:
+        raise Ended(status)
+
+    def busy(session: Any, listening: socket.socket, about: str, ready: Any) -> bool:
+        listening.close()
+        return True
+
+    monkeypatch.setattr(server, "serve", busy)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Ended, match="0"):
+        run("serve", "--checkpoint", checkpoint, "--port", 0)
 
 
 def test_options(run: Any, checkpoint: Path, served: list[Any]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import Tensor, nn
 
 pytest.importorskip("gradio", reason="the page needs the extra [demo]")
 
@@ -72,6 +73,18 @@ def post(url: str, content: bytes, **headers: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
+def join(url: str, path: str) -> None:
+    """Press "Restore" with this file, as the page does."""
+    with urllib.request.urlopen(f"{url}/config", timeout=30) as answer:
+        events = json.loads(answer.read())["dependencies"]
+    button = next(event["id"] for event in events if len(event["inputs"]) == 2)
+    photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    data = {"data": [photo, ""], "fn_index": button, "session_hash": "x"}
+    request = urllib.request.Request(f"{url}/gradio_api/queue/join", json.dumps(data).encode())
+    request.add_header("Content-Type", "application/json")
+    urllib.request.urlopen(request, timeout=30).close()
+
+
 def test_only_this_machine_is_served(served: Served) -> None:
     assert served.url.startswith("http://127.0.0.1:")
     port = int(served.url.rpartition(":")[2])
@@ -96,14 +109,7 @@ def test_files_of_this_machine_are_not_given_out(served: Served, checkpoint: Pat
 def test_only_uploads_are_restored(served: Served, tmp_path: Path) -> None:
     """A photo of this machine, named by its path instead of uploaded."""
     (tmp_path / "private.png").write_bytes(png())
-    with urllib.request.urlopen(f"{served.url}/config", timeout=30) as answer:
-        events = json.loads(answer.read())["dependencies"]
-    button = next(event["id"] for event in events if len(event["inputs"]) == 2)
-    photo = {"path": str(tmp_path / "private.png"), "meta": {"_type": "gradio.FileData"}}
-    data = {"data": [photo, ""], "fn_index": button, "session_hash": "x"}
-    request = urllib.request.Request(f"{served.url}/gradio_api/queue/join", json.dumps(data).encode())
-    request.add_header("Content-Type", "application/json")
-    urllib.request.urlopen(request, timeout=30).close()
+    join(served.url, str(tmp_path / "private.png"))
     with urllib.request.urlopen(f"{served.url}/gradio_api/queue/data?session_hash=x", timeout=30) as stream:
         said = next(line for line in stream if b"process_completed" in line).decode()
     assert '"success":false' in said
@@ -153,6 +159,35 @@ def test_a_signal_ends_it(
     assert "GRADIO_TEMP_DIR" not in os.environ
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(url.rpartition(":")[2]))) != 0
+
+
+class Stuck(nn.Module):
+    """A network that is at work for as long as the test wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started, self.end = threading.Event(), threading.Event()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.started.set()
+        self.end.wait(60)
+        return x
+
+
+def test_a_restoration_under_way_does_not_hold_up_the_end() -> None:
+    model = Stuck()
+
+    def use_and_end() -> None:
+        (uploaded,) = json.loads(post(url, png())[1])
+        join(url, uploaded)
+        model.started.wait(30)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with open_socket("127.0.0.1", 0) as listening:
+        url = url_of(listening)
+        assert serve(Session(model, {}), listening, ready=threading.Timer(0.1, use_and_end).start) is True
+    assert model.started.is_set()
+    model.end.set()
 
 
 def test_examples_are_the_bundled_photos(network: Restorer, tmp_path: Path) -> None:
