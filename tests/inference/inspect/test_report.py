@@ -7,6 +7,7 @@ import html.parser
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,7 @@ from PIL import Image
 
 import cpl
 from cpl.data.photos import Photo
-from cpl.inference.inspect import FILES, Inspection, Usage, inspect_model, write_report
-from cpl.inference.inspect.charts import heat_map
+from cpl.inference.inspect import FILES, Inspection, Usage, charts, inspect_model, write_report
 
 HOSTILE = "<script>alert('x')</script>&amp;.safetensors"
 
@@ -57,10 +57,39 @@ def test_charts_and_pictures_are_images(written: Path) -> None:
             assert np.asarray(image.convert("L")).std() > 5  # something is drawn
 
 
-def test_heat_map_shows_the_usage(inspection: Inspection) -> None:
+@pytest.mark.parametrize("dense", [False, True])
+def test_heat_map_shows_the_usage(
+    inspection: Inspection, monkeypatch: pytest.MonkeyPatch, dense: bool
+) -> None:
     usage = Usage.of(inspection.images)
-    assert heat_map(usage) == heat_map(usage)
-    assert heat_map(usage) != heat_map(usage, dense=True)  # other numbers
+    drawn: list[Any] = []
+    monkeypatch.setattr(charts, "_png", lambda figure: drawn.append(figure) or b"")
+    charts.heat_map(usage, dense)
+    panels = [axes for axes in drawn[0].axes if axes.images]
+    assert [axes.get_title() for axes in panels] == ["level 3", "level 2", "level 1"]
+    for level, axes in zip((3, 2, 1), panels, strict=True):
+        rows = [usage.tasks[task][level] for task in inspection.tasks]
+        values = [row.shares if dense else row.chosen for row in rows]
+        assert np.array_equal(axes.images[0].get_array(), values)
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == inspection.tasks
+
+
+def test_bars_show_the_distances(inspection: Inspection, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(charts, "_png", lambda figure: drawn.append(figure) or b"")
+    charts.distances(inspection)
+    left, right = drawn[0].axes
+    assert [bar.get_width() for bar in left.patches] == [
+        inspection.mean(t, "distance") for t in inspection.tasks
+    ]
+    widths = [bar.get_width() for bar in right.patches]
+    assert widths[0] == 0  # the clean photo against itself: infinite, and no bar
+    expected = [
+        inspection.mean(task, what)
+        for what in ("degraded_psnr", "restored_psnr", "negative_psnr")
+        for task in inspection.tasks
+    ]
+    assert widths[1:] == expected[1:]
 
 
 class _Page(html.parser.HTMLParser):
