@@ -31,7 +31,19 @@ _ATTRIBUTES = {
     "unpatch": "cpl.interop.patch",
 }
 _SUBPACKAGES = frozenset(
-    ("cli", "data", "degradations", "errors", "inference", "interop", "losses", "models", "nn", "training")
+    (
+        "cli",
+        "data",
+        "degradations",
+        "errors",
+        "inference",
+        "interop",
+        "losses",
+        "models",
+        "nn",
+        "serving",
+        "training",
+    )
 )
 
 __all__ = [

@@ -24,6 +24,18 @@ EXTRAS: dict[str, dict[str, str]] = {
         "tensorboard": "tensorboard",
         "tifffile": "tifffile",
     },
+    "demo": {
+        "gradio": "gradio",
+        "imagecodecs": "imagecodecs",
+        "PIL": "pillow",
+        "pydantic": "pydantic",
+        "yaml": "pyyaml",
+        "rich": "rich",
+        "safetensors": "safetensors",
+        "skimage": "scikit-image",
+        "sklearn": "scikit-learn",
+        "tifffile": "tifffile",
+    },
 }
 
 

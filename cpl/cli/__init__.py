@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from cpl.errors import CplError, MissingExtra
 from cpl.extras import EXTRAS
 
-COMMANDS = ("train", "restore", "eval", "degrade", "data", "info")
+COMMANDS = ("train", "restore", "eval", "degrade", "inspect", "serve", "data", "info")
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended (128 + SIGINT)
 _DESCRIPTION = "All-in-one image restoration: noise, blur, rain, haze, low light, by one network."

@@ -6,13 +6,19 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """--device alone, for a command that computes in float32."""
+    parser.add_argument(
+        "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1 (default: auto)"
+    )
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """--device and --dtype, the same for every command that runs a model."""
-    parser.add_argument(
-        "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1 (default: auto)"
-    )
+    add_device_argument(parser)
     parser.add_argument(
         "--dtype",
         default="fp32",
@@ -37,6 +43,53 @@ def check_writable(path: str, option: str) -> None:
         raise CplError(f"{option} {path}: there is no folder {file.parent}; create it first")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise CplError(f"{option} {path}: the folder {file.parent} cannot be written to; choose another")
+
+
+def named_degradations(given: list[str]) -> dict[str, str | dict[str, Any]]:
+    """The row's name in a table -> specification, of what --degradation was given.
+
+    Raises:
+        CplError: two have one name.
+    """
+    from cpl.errors import CplError
+
+    specs: dict[str, str | dict[str, Any]] = {}
+    for spec in given:
+        task = _task(spec)
+        if task in specs:
+            twice = (
+                f"{spec} is there twice" if spec == specs[task] else f"{specs[task]} and {spec} are one name"
+            )
+            raise CplError(f"--degradation: {twice} in the table ({task}); leave one out")
+        specs[task] = spec
+    return specs
+
+
+def trained_degradations(info: dict[str, Any]) -> dict[str, str | dict[str, Any]]:
+    """Task -> specification that a checkpoint was trained with, or {}.
+
+    Known if a preset of this package trained it whose every degradation is synthetic and which needs no folder
+    of the user's: the demonstration's. ``info`` is what `cpl.load_checkpoint` says of the file.
+    """
+    from cpl.errors import CplError
+    from cpl.training import load_preset, preset_names
+
+    name = info.get("preset")
+    if name not in preset_names():
+        return {}
+    try:
+        sources = load_preset(str(name)).data.sources
+    except CplError:  # it names folders, which only the user knows
+        return {}
+    known = {task: spec for source in sources for task, spec in getattr(source, "degradations", {}).items()}
+    return known if list(known) == info.get("tasks") else {}
+
+
+def _task(spec: str) -> str:
+    """A degradation's specification as a name for the table: noise:sigma=25 -> noise-sigma25."""
+    return (
+        "".join(c if c.isalnum() or c in "_+." else "" if c == "=" else "-" for c in spec).strip("-") or spec
+    )
 
 
 def named_error(path: str | os.PathLike[str], error: BaseException) -> str:

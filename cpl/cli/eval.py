@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from cpl.cli.common import add_device_arguments
+from cpl.cli.common import add_device_arguments, named_degradations
 
 if TYPE_CHECKING:
     from cpl.data.config import ValidationConfig
@@ -147,7 +147,9 @@ def _what(args: argparse.Namespace) -> tuple[ValidationConfig, str, int]:
                 raise CplError(
                     "--images and --degradation belong together: clean images and how to degrade them"
                 )
-            source = FolderSource(kind="folder", paths=[args.images], degradations=_specs(args.degradation))
+            source = FolderSource(
+                kind="folder", paths=[args.images], degradations=named_degradations(args.degradation)
+            )
         else:
             from cpl.training import load_preset
 
@@ -159,26 +161,3 @@ def _what(args: argparse.Namespace) -> tuple[ValidationConfig, str, int]:
     except ValidationError as error:  # pydantic's own text is a page long
         reasons = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise CplError("; ".join(reasons)) from None
-
-
-def _specs(given: list[str]) -> dict[str, str | dict[str, Any]]:
-    """The row's name in the table -> specification."""
-    from cpl.errors import CplError
-
-    specs: dict[str, str | dict[str, Any]] = {}
-    for spec in given:
-        task = _task(spec)
-        if task in specs:
-            twice = (
-                f"{spec} is there twice" if spec == specs[task] else f"{specs[task]} and {spec} are one name"
-            )
-            raise CplError(f"--degradation: {twice} in the table ({task}); leave one out")
-        specs[task] = spec
-    return specs
-
-
-def _task(spec: str) -> str:
-    """A degradation's specification as a name for the table: noise:sigma=25 -> noise-sigma25."""
-    return (
-        "".join(c if c.isalnum() or c in "_+." else "" if c == "=" else "-" for c in spec).strip("-") or spec
-    )

@@ -20,7 +20,7 @@ Source: CPL, arXiv 2504.09973 (router, top-k, negatives); PromptIR, arXiv 2306.1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -99,7 +99,13 @@ class SparsePromptModule(nn.Module):
         negative_weights: the weights of a negative's prompts: "own", their softmax values (they go to 0 as the
             router sharpens, and a wrong prompt becomes no prompt), or "positive", those of the k
             prompts that the router would choose.
+
+    Attributes:
+        watcher: None, or a function that is called with (level, router logits [B, N]) whenever prompts are
+            chosen on the positive route; see :func:`cpl.inference.routing.watch_routing`.
     """
+
+    watcher: Callable[[int, Tensor], None] | None = None
 
     def __init__(
         self,
@@ -133,6 +139,8 @@ class SparsePromptModule(nn.Module):
             return F.conv2d(tiles.parts(self.level, x.shape[2], x.shape[3]), self.conv3x3.weight)
         logits, size = self.logits(x), (x.shape[2], x.shape[3])
         if draw is None:
+            if self.watcher is not None:
+                self.watcher(self.level, logits)
             prompt = sparse_prompt(logits, self.prompt_param[0], self.top_k, size, self.normalize)
         else:
             weights, indices = self._wrong_route(logits, draw)
@@ -159,6 +167,8 @@ class SparsePromptModule(nn.Module):
     def mixture(self, mean: Tensor) -> Tensor:
         """The weighted sum [C', S, S] of the prompts chosen for an image whose features have that mean [C]."""
         logits = self.logits_of(mean[None].to(self.linear_layer.weight.dtype))
+        if self.watcher is not None:
+            self.watcher(self.level, logits)
         weights, indices = route_topk(logits, self.top_k, self.normalize)
         return aggregate_prompts(weights, indices, self.prompt_param[0])[0]
 

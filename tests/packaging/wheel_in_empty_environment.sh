@@ -22,12 +22,14 @@ PY
 venv/bin/cpl info > info.txt
 grep -q 'native core: built' info.txt
 for command in 'train demo' 'restore photo.png --checkpoint m.safetensors --output out' \
-    'eval --checkpoint m.safetensors' 'degrade photo.png --degradation noise --output out' 'data check demo'; do
+    'eval --checkpoint m.safetensors' 'degrade photo.png --degradation noise --output out' 'data check demo' \
+    'inspect --checkpoint m.safetensors --output out' 'serve --checkpoint m.safetensors'; do
+  case $command in serve*) extra=demo ;; *) extra=train ;; esac
   if venv/bin/cpl $command > out.txt 2>&1; then
-    echo "cpl $command: must fail without the [train] extra" >&2
+    echo "cpl $command: must fail without the [$extra] extra" >&2
     exit 1
   fi
-  if ! grep -q "pip install 'cpl-kernels\[train\]'" out.txt || [ "$(wc -l < out.txt)" -ne 1 ]; then
+  if ! grep -q "pip install 'cpl-kernels\[$extra\]'" out.txt || [ "$(wc -l < out.txt)" -ne 1 ]; then
     echo "cpl $command: must name the missing extra in one line, said:" >&2
     cat out.txt >&2
     exit 1

@@ -1,0 +1,107 @@
+"""Which prompts a network's routers choose for an image, read while it restores."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from cpl.errors import CplError
+from cpl.models.config import LEVELS
+from cpl.models.restorer import Restorer
+from cpl_kernels import route_topk
+
+LEVEL_NAMES = {3: "an eighth of the size, first", 2: "a quarter of the size", 1: "half of the size, last"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the router of one level chose for one image.
+
+    Attributes:
+        level: 1, 2 or 3; 3 is an eighth of the image's size and is decided first.
+        shares: the softmax over all N prompts; they sum to 1.
+        chosen: the k prompts that were taken, the most likely first.
+        weights: what each of them is multiplied with.
+    """
+
+    level: int
+    shares: tuple[float, ...]
+    chosen: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass
+class Routing:
+    """The router logits of every image that a network restored while it was watched, by level."""
+
+    top_k: int
+    normalize: str
+    logits: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, level: int, logits: Tensor) -> None:
+        """``logits``: [B, N]."""
+        self.logits.setdefault(level, []).append(logits.detach().cpu())
+
+    def choices(self) -> list[list[Choice]]:
+        """For each image in turn, one choice a level, levels 1 to 3; empty if nothing was restored."""
+        levels = [_choices(level, torch.cat(self.logits[level]), self) for level in sorted(self.logits)]
+        return [list(image) for image in zip(*levels, strict=True)]
+
+
+@contextlib.contextmanager
+def watch_routing(model: nn.Module) -> Iterator[Routing]:
+    """Notes what the routers choose for every image that ``model`` restores inside the block.
+
+    It works however the image is restored, at once or strip by strip. Wrong prompts, which a negative gets,
+    are not noted. Nothing is computed anew, so what is noted is what was used.
+
+    Args:
+        model: a network of :func:`cpl.create_model` with prompts.
+
+    Raises:
+        CplError: the network has no prompts.
+        RuntimeError: it is being watched already.
+    """
+    network = with_prompts(model)
+    modules = [getattr(network, f"prompt{level}") for level in LEVELS]
+    routing = Routing(network.config.picks, network.config.normalize)
+    if any(module.watcher is not None for module in modules):
+        raise RuntimeError("this network's routing is being watched already")
+    for module in modules:
+        module.watcher = routing.add
+    try:
+        yield routing
+    finally:
+        for module in modules:
+            module.watcher = None
+
+
+def with_prompts(model: nn.Module) -> Restorer:
+    """``model``, if it is one whose prompts can be looked at.
+
+    Raises:
+        CplError: it has no prompts, or is not of :func:`cpl.create_model`.
+    """
+    if not isinstance(model, Restorer):
+        raise CplError(
+            f"a {type(model).__name__} has no prompts to look at; give a network of cpl.create_model"
+        )
+    if not model.config.num_prompts:
+        raise CplError(
+            f"{model.architecture} has no prompts, so there is no choice to look at; give a cplir or promptir model"
+        )
+    return model
+
+
+def _choices(level: int, logits: Tensor, routing: Routing) -> list[Choice]:
+    weights, chosen = route_topk(logits, routing.top_k, routing.normalize)
+    return [
+        Choice(level, tuple(shares), tuple(indices), tuple(taken))
+        for shares, indices, taken in zip(
+            logits.double().softmax(-1).tolist(), chosen.tolist(), weights.tolist(), strict=True
+        )
+    ]

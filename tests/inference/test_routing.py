@@ -1,0 +1,82 @@
+"""What the routers chose is what was used, and it is read in every way of restoring."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import cpl
+from cpl.errors import CplError
+from cpl.inference.routing import watch_routing
+from cpl.models.restorer import Restorer
+from cpl_kernels import route_topk
+
+
+def network(**settings: object) -> Restorer:
+    torch.manual_seed(0)
+    return cpl.create_model("cplir-tiny", **settings).eval()
+
+
+def test_choices_are_those_of_the_network() -> None:
+    model, x = network(top_k=2), torch.rand(2, 3, 24, 32)
+    seen: dict[int, torch.Tensor] = {}
+    for level in (1, 2, 3):
+        module = getattr(model, f"prompt{level}")
+        module.register_forward_pre_hook(lambda m, args: seen.__setitem__(m.level, m.logits(args[0])))
+    with torch.no_grad(), watch_routing(model) as routing:
+        model(x)
+    images = routing.choices()
+    assert [[c.level for c in choices] for choices in images] == [[1, 2, 3], [1, 2, 3]]
+    for b, choices in enumerate(images):
+        for choice in choices:
+            weights, indices = route_topk(seen[choice.level], 2)
+            assert choice.chosen == tuple(indices[b].tolist())
+            assert choice.weights == tuple(weights[b].tolist())
+            assert sum(choice.shares) == pytest.approx(1)
+            assert choice.weights[0] == pytest.approx(choice.shares[choice.chosen[0]], rel=1e-6)
+            assert choice.shares[choice.chosen[0]] == max(choice.shares)
+
+
+def test_strip_by_strip_is_read_too() -> None:
+    model, x = network(), torch.rand(3, 48, 40)
+    with watch_routing(model) as at_once:
+        cpl.restore(model, x)
+    with watch_routing(model) as in_strips:
+        cpl.restore(model, x, memory="1GB")
+    (first,), (second,) = at_once.choices(), in_strips.choices()
+    for a, b in zip(first, second, strict=True):
+        assert (a.level, a.chosen) == (b.level, b.chosen)
+        assert a.shares == pytest.approx(b.shares, abs=1e-5)
+
+
+def test_negatives_are_not_noted_and_watching_changes_nothing() -> None:
+    model, x = network(), torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        plain, _ = model.forward_with_negatives(x, 2, seed=1)
+        with watch_routing(model) as routing:
+            watched, _ = model.forward_with_negatives(x, 2, seed=1)
+        assert torch.equal(plain, watched)
+        assert len(routing.choices()) == 1
+        model(x)  # not watched any more
+    assert len(routing.choices()) == 1
+
+
+def test_an_error_ends_the_watching() -> None:
+    model = network()
+    with pytest.raises(KeyError), watch_routing(model):
+        raise KeyError
+    with (
+        watch_routing(model) as routing,
+        pytest.raises(RuntimeError, match="watched already"),
+        watch_routing(model),
+    ):
+        pass
+    assert routing.choices() == []
+    assert all(getattr(model, f"prompt{level}").watcher is None for level in (1, 2, 3))
+
+
+def test_without_prompts_there_is_nothing_to_watch() -> None:
+    for model, word in ((nn.Identity(), "Identity"), (cpl.create_model("restormer", dim=8), "restormer")):
+        with pytest.raises(CplError, match=f"{word} has no prompts"), watch_routing(model):
+            pass
