@@ -126,10 +126,11 @@ def _restore_all(
     from cpl.cli.common import ProgressBar, named_error
     from cpl.inference import folder
 
-    # Between a folder that holds the outputs, where they are recorded, and the name of one file.
+    # A folder of outputs has a record; the name of one file has none.
     record = None
     if Path(args.output) in jobs[0].target.parents:
-        record = folder.Record(args.output, model, {name: getattr(args, name, None) for name in SETTINGS})
+        settings = {name: getattr(args, name, None) for name in SETTINGS}
+        record = folder.Record(args.output, model, settings, resume=args.resume)
     mine, output = processes.share(jobs), " ".join(args.output.split())
     with ProgressBar("restoring", len(mine), show=processes.is_main) as bar:
         try:
@@ -139,7 +140,6 @@ def _restore_all(
                 on_error=lambda path, error: bar.say(f"error: {named_error(path, error)}"),
                 on_done=lambda job: bar.advance(),
                 record=record,
-                resume=args.resume,
             )
         except folder.Interrupted as stop:
             go_on = "; --resume goes on from here" if record else ""

@@ -68,7 +68,6 @@ def run(
     on_done: Callable[[Job], None] | None = None,
     *,
     record: Record | None = None,
-    resume: bool = False,
 ) -> Report:
     """Read, process and write every job; a file that fails is noted and the rest go on.
 
@@ -79,8 +78,7 @@ def run(
         process: (float32 [H, W, 3] in [0, 1], the job's name) -> the same shape. It runs in this thread.
         on_error, on_done: called as each job fails, and as each job ends either way, in the order of
             the jobs, from the thread that writes.
-        record: where to note what made each output.
-        resume: leave alone what ``record`` shows to be finished, by content.
+        record: where to note what made each output; what it knows to be finished is left alone.
 
     Raises:
         OSError: an output folder cannot be made or written to.
@@ -90,7 +88,7 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
         _check_writable(folder)
     remove_leftovers(job.target for job in jobs)
-    line = _Line(jobs, process, on_error, on_done, record, resume)
+    line = _Line(jobs, process, on_error, on_done, record)
     try:
         with quiet_decoders():
             try:
@@ -127,11 +125,10 @@ class _Line:
         on_error: Callable[[Path, Exception], None] | None,
         on_done: Callable[[Job], None] | None,
         record: Record | None,
-        resume: bool,
     ) -> None:
         self.report = Report()
         self._jobs, self._process, self._on_error, self._on_done = jobs, process, on_error, on_done
-        self._record, self._resume = record, resume
+        self._record = record
         self._slots = threading.Semaphore(IN_FLIGHT)
         self._read: SimpleQueue[_Item | None] = SimpleQueue()
         self._restored: SimpleQueue[_Item | None] = SimpleQueue()
@@ -192,7 +189,7 @@ class _Line:
         try:
             data = read_bytes(job.source)
             item.sha256 = sha256(data)
-            if self._resume and self._record is not None:
+            if self._record is not None:
                 item.finished = self._record.is_finished(job.target, item.sha256)
             if not item.finished:
                 item.file, item.losses = decode_image(data, job.source)

@@ -41,17 +41,25 @@ class Record:
         folder: the output folder; it need not be there yet.
         model: `model_digest` of the network.
         settings: whatever else the outputs depend on, plain data for JSON.
+        resume: look at what is recorded already; without, nothing is known to be finished.
 
     Raises:
-        OSError: there is a record, and it cannot be read.
+        OSError: there is a record to resume from, and it cannot be read.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], model: str, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        model: str,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool = False,
+    ) -> None:
         self.folder = Path(folder)
         self.path = self.folder / RECORD_NAME
         self._model = model
         self._settings = json.loads(json.dumps(settings))  # as it will be read back
-        self._known = _read(self.path)
+        self._known = _read(self.path) if resume else {}
         self._handle: int | None = None
         self._silent = False
 
