@@ -53,20 +53,32 @@ def named_error(path: str | os.PathLike[str], error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def interrupted_by_sigterm() -> Iterator[None]:
-    """Take SIGTERM (a batch system, a launcher whose other process failed) like Ctrl-C: end in good order."""
+def interrupted_once() -> Iterator[None]:
+    """KeyboardInterrupt at the first Ctrl-C or SIGTERM (a batch system's), and none at those that follow.
+
+    A launcher of several processes passes on the Ctrl-C that they have had from the terminal: a second one
+    must not disturb the orderly end that the first one began.
+    """
+    received = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal received
+        if not received:
+            received = True
+            raise KeyboardInterrupt
 
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A shell has what it starts with `&` ignore Ctrl-C, and so it stays.
+    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
+        taken = []
+    for number in taken:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in taken:
+            signal.signal(number, before[number])
 
 
 class ProgressBar:

@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from cpl.cli.common import interrupted_by_sigterm
+    from cpl.cli.common import interrupted_once
     from cpl.errors import CplError
     from cpl.inference import folder
     from cpl.inference.load import HOW_TO_GET_ONE, load_model
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if args.checkpoint is None:
         raise CplError(f"a trained model is needed, --checkpoint FILE: {HOW_TO_GET_ONE}")
 
-    with folder.Processes() as processes, interrupted_by_sigterm():
+    with folder.Processes() as processes, interrupted_once():
         where = processes.device(args.device)
         jobs = processes.agreed(lambda: _plan(args))
         model, _ = load_model(args.checkpoint, where)

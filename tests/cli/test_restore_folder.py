@@ -25,6 +25,7 @@ pytest.importorskip("imagecodecs", reason="cpl restore needs the extra [train]")
 from PIL import Image
 
 from cpl.inference import load
+from cpl.inference.folder import pipeline
 from tests.cli.test_restore import names, one_error, photo
 
 ROOT = Path(__file__).parents[2]
@@ -146,8 +147,10 @@ class as_nobody:
     def __enter__(self) -> None:
         self._root = os.geteuid() == 0
         if self._root:
-            for folder in [*reversed(self._path.parents), self._path][-3:]:  # pytest's, private to root
-                folder.chmod(0o755)
+            for folder in (self._path, *self._path.parents):  # pytest's are private to root
+                if not folder.stat().st_mode & 0o001:
+                    folder.chmod(0o711)
+            (self._path / "in").chmod(0o755)
             os.setresuid(NOBODY, NOBODY, 0)
 
     def __exit__(self, *_: object) -> None:
@@ -221,11 +224,11 @@ def test_bf16_through_a_folder(run: Any, checkpoint: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("identity")
-def test_sigterm_ends_in_good_order(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a batch system sends, and torchrun to the other processes."""
+def test_signals_end_in_good_order(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM, as a batch system sends it, and the Ctrl-C that a launcher passes on while that end is under way."""
     for number in range(5):
         photo(tmp_path / f"in/{number}.png", number)
-    before, calls = signal.getsignal(signal.SIGTERM), []
+    before, calls, halt = signal.getsignal(signal.SIGTERM), [], pipeline._Line._halt
 
     def forward(self: nn.Identity, image: torch.Tensor) -> torch.Tensor:
         calls.append(image)
@@ -233,7 +236,12 @@ def test_sigterm_ends_in_good_order(run: Any, tmp_path: Path, monkeypatch: pytes
             os.kill(os.getpid(), signal.SIGTERM)
         return image
 
+    def halt_and_again(self: pipeline._Line) -> None:
+        halt(self)
+        os.kill(os.getpid(), signal.SIGINT)
+
     monkeypatch.setattr(nn.Identity, "forward", forward)
+    monkeypatch.setattr(pipeline._Line, "_halt", halt_and_again)
     out = tmp_path / "out"
     result = run("restore", tmp_path / "in", "--checkpoint", "x", "--output", out)
     assert result.status == 130
@@ -242,29 +250,47 @@ def test_sigterm_ends_in_good_order(run: Any, tmp_path: Path, monkeypatch: pytes
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def launched(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """``cpl`` by two processes on CPU, as `accelerate launch` and `torchrun` start them."""
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d"]
-    return subprocess.run(
-        [sys.executable, *launcher, "--rdzv-endpoint=localhost:0", "-m", "cpl", *map(str, arguments)],
+TWO_RUNS = """
+import os, sys
+from cpl.cli import main
+arguments, taken, free = sys.argv[1:-2], *sys.argv[-2:]
+print("taken:", main([*arguments, taken]), flush=True)
+sys.exit(main([*arguments, free]))
+"""
+
+
+def test_two_processes_share_a_folder(run: Any, checkpoint: Path, tmp_path: Path) -> None:
+    """As `accelerate launch` and `torchrun` start them, on CPU; first with a plan that cannot be."""
+    for number in range(1, 8):
+        photo(tmp_path / f"in/{number}.png", number)
+    (tmp_path / "in/4.png").write_text("no picture")  # of the second process's share
+    (tmp_path / "two_runs.py").write_text(TWO_RUNS)
+    own = photo(tmp_path / "taken/2.png").read_bytes()
+    arguments = ("restore", tmp_path / "in", "--checkpoint", checkpoint, "--output")
+    both, one = tmp_path / "both", tmp_path / "one"
+    launcher = [
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--rdzv-backend=c10d",
+        "--rdzv-endpoint=localhost:0",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-m", *launcher, tmp_path / "two_runs.py", *arguments, tmp_path / "taken", both],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
     )
-
-
-def test_two_processes_share_a_folder(run: Any, checkpoint: Path, tmp_path: Path) -> None:
-    for number in range(1, 8):
-        photo(tmp_path / f"in/{number}.png", number)
-    (tmp_path / "in/4.png").write_text("no picture")  # of the second process's share
-    arguments = ("restore", tmp_path / "in", "--checkpoint", checkpoint, "--output")
-    both, one = tmp_path / "both", tmp_path / "one"
-    result = launched(*arguments, both)
+    # The main process says what is wrong, and both end with the status of it.
+    assert result.stdout == "taken: 2\n" * 2, result.stderr
+    assert result.stderr.count("2.png already there; --overwrite replaces") == 1
+    assert {name: (tmp_path / "taken" / name).read_bytes() for name in names(tmp_path / "taken")} == {
+        "2.png": own
+    }
+    # Then each does its share, and the main process reports when both are done.
     assert result.returncode == 1
     assert result.stderr.count("4.png: not an image") == 1
-    said = f"restored 6 of 7 images to {both} (1 failed)"
-    assert result.stderr.count(said) == 1  # by the main process alone, when both are done
+    assert result.stderr.count(f"restored 6 of 7 images to {both} (1 failed)") == 1
     assert result.stderr.count("restored ") == 1
     assert "exitcode  : 1" in result.stderr  # torchrun's account of ours
     assert run(*arguments, one).status == 1
@@ -274,12 +300,3 @@ def test_two_processes_share_a_folder(run: Any, checkpoint: Path, tmp_path: Path
     photo(tmp_path / "in/4.png", 4)
     # By one process what two began: the records of both are in one file.
     assert run(*arguments, both, "--resume").out == f"restored 1 of 7 images to {both} (6 finished before)\n"
-
-
-def test_a_plan_that_cannot_be_is_said_once(checkpoint: Path, tmp_path: Path) -> None:
-    photo(tmp_path / "in/a.png")
-    photo(tmp_path / "out/a.png")
-    result = launched("restore", tmp_path / "in", "--checkpoint", checkpoint, "--output", tmp_path / "out")
-    assert result.returncode == 1
-    assert result.stderr.count("error: ") == 1
-    assert "already there; --overwrite replaces" in result.stderr
