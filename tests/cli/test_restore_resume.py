@@ -221,9 +221,10 @@ def test_two_runs_at_once_into_one_folder(
 
     monkeypatch.setattr(Record, "begin", between)
     assert cpl().status == 0
+    other.begin(out / "a.png")  # and did not come to write it
     other.close()
     lines = [json.loads(line) for line in (out / RECORD_NAME).read_bytes().split(b"\n") if line]
-    assert len(lines) == 16
+    assert len(lines) == 17
     assert "(4 finished before)" in cpl("--resume").out
 
 
