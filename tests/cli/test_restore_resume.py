@@ -153,6 +153,18 @@ def test_a_torn_record_costs_the_torn_lines_only(cpl: Any, model: Darker, tmp_pa
     assert "(4 finished before)" in cpl("--resume").out  # the line after the torn one can be read
 
 
+def test_a_line_after_a_torn_one_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / RECORD_NAME).write_bytes(b'\n{"output": "torn by a full di')
+    (tmp_path / "a.png").write_bytes(b"data")
+    made = Record(tmp_path, "model", {"dtype": "fp32"})
+    made.finish(tmp_path / "a.png", "00", b"data")
+    made.close()
+    again = Record(tmp_path, "model", {"dtype": "fp32"}, resume=True)
+    assert again.is_finished(tmp_path / "a.png", "00")
+    assert not again.is_finished(tmp_path / "a.png", "01")
+    assert not made.is_finished(tmp_path / "a.png", "00")  # it was not to look
+
+
 def test_stopped_between_an_output_and_its_line(
     cpl: Any, model: Darker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,34 @@ def test_no_more_than_so_many_images_at_a_time(tmp_path: Path, monkeypatch: pyte
     assert most == [folder.IN_FLIGHT]
 
 
+def test_images_are_let_go_as_soon_as_nobody_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An input's pixels before its output is written, an output's before the next one comes."""
+    encode, written = pipeline.encode_image, threading.Event()
+    inputs: dict[str, weakref.ref[np.ndarray]] = {}
+    outputs: dict[str, weakref.ref[np.ndarray]] = {}
+
+    def process(image: np.ndarray, name: str) -> np.ndarray:
+        if name == "frame_2.png":
+            assert written.wait(LONG)
+            deadline = time.monotonic() + 5
+            while outputs["frame_1.png"]() is not None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert outputs["frame_1.png"]() is None
+        result = image.copy()
+        inputs[name], outputs[name] = weakref.ref(image), weakref.ref(result)
+        return result
+
+    def encoding(path: Path, *rest: object) -> bytes:
+        assert inputs[path.name]() is None
+        return encode(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "encode_image", encoding)
+    report = folder.run(frames(tmp_path, 2), process, on_done=lambda job: written.set())
+    assert len(report.written) == 2
+
+
 def test_reports_keep_the_order_whatever_fails_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = frames(tmp_path, 6)
     jobs[1].source.write_bytes(b"no picture")  # fails in the reader, while the first is still in work
@@ -202,6 +231,32 @@ def test_an_end_in_the_middle_writes_what_was_restored(tmp_path: Path, stop: typ
         assert (caught.value.report.failed, caught.value.report.skipped) == ([], 6)
     else:
         assert stop is RuntimeError
+
+
+def test_a_second_interrupt_while_the_first_is_obeyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may lose the report, but neither what was restored nor the writer, which nobody else would end."""
+    halt, halted = pipeline._Line._halt, []
+
+    def interrupted(self: pipeline._Line) -> None:
+        halt(self)
+        if not halted:
+            halted.append(self)
+            raise KeyboardInterrupt
+
+    def process(image: np.ndarray, name: str) -> np.ndarray:
+        if name == "frame_3.png":
+            raise KeyboardInterrupt
+        return image
+
+    monkeypatch.setattr(pipeline._Line, "_halt", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        folder.run(frames(tmp_path, 5), process)
+    (line,) = halted
+    line._writer.join(LONG)
+    assert not line._writer.is_alive()
+    assert sorted(os.listdir(tmp_path / "out")) == ["frame_1.png", "frame_2.png"]
 
 
 def test_what_a_callback_raises_reaches_the_caller(tmp_path: Path) -> None:

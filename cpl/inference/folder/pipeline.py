@@ -159,10 +159,12 @@ class _Line:
 
     def stop(self) -> None:
         """Begin nothing new, let the writer end what was restored, and count what was not tried."""
-        self._halt()
-        if self._reader.ident is not None:
-            self._reader.join(_READER_PATIENCE)
-        self._restored.put(None)
+        try:
+            self._halt()
+            if self._reader.ident is not None:
+                self._reader.join(_READER_PATIENCE)
+        finally:  # also at a second Ctrl-C: the writer waits for this, and the process for the writer
+            self._restored.put(None)
         if self._writer.ident is not None:
             self._writer.join()
         report = self.report
@@ -206,6 +208,7 @@ class _Line:
                 self._failure, self._given_up = error, True
                 self._halt()
             finally:
+                item.file = item.restored = None  # who still holds the item holds no image
                 self._slots.release()
 
     def _settle(self, item: _Item) -> None:
