@@ -254,6 +254,7 @@ def test_a_second_interrupt_while_the_first_is_obeyed(
     with pytest.raises(KeyboardInterrupt):
         folder.run(frames(tmp_path, 5), process)
     (line,) = halted
+    assert not line._writer.daemon  # else the process would end in the middle of a file
     line._writer.join(LONG)
     assert not line._writer.is_alive()
     assert sorted(os.listdir(tmp_path / "out")) == ["frame_1.png", "frame_2.png"]
@@ -311,3 +312,44 @@ def test_shares_are_a_partition_and_each_has_a_device(monkeypatch: pytest.Monkey
         with pytest.raises(CplError, match="cuda:1 for 3 processes.*leave --device out"):
             processes.device("cuda:1")
     assert [[job.source.stem for job in share] for share in shares] == [["0", "3"], ["1", "4"], ["2"]]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_one_process_plans_for_all(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others get its plan, or end with its status and leave the words to it."""
+    sent: list[list[object]] = []
+
+    def send(box: list[object]) -> None:  # torch's broadcast in process 0, and in the others
+        sent.append(list(box))
+
+    def receive(box: list[object]) -> None:
+        assert sent, "waits without end"
+        box[:] = sent[0]
+
+    def make() -> list[str]:
+        if broken:
+            raise CplError("already there")
+        return ["the plan"]
+
+    def never() -> list[str]:
+        raise AssertionError("planned twice")
+
+    broadcast = "cpl.inference.folder.processes.dist.broadcast_object_list"
+    monkeypatch.setattr(broadcast, send)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    main = folder.Processes()
+    monkeypatch.setenv("RANK", "1")
+    other = folder.Processes()
+    if broken:
+        with pytest.raises(CplError, match="already there"):
+            main.agreed(make)
+    else:
+        assert main.agreed(make) == ["the plan"]
+    monkeypatch.setattr(broadcast, receive)
+    if broken:
+        with pytest.raises(SystemExit) as stop:
+            other.agreed(never)
+        assert stop.value.code == 2
+    else:
+        assert other.agreed(never) == ["the plan"]
