@@ -1,4 +1,4 @@
-"""Does a run with our kernels learn what a run in plain PyTorch learns: python -m benchmarks.loss_curves --out FILE.json
+"""Does a run with our kernels learn what one in plain PyTorch does: python -m benchmarks.loss_curves --out FILE.json
 
 The demo's training (cplir-tiny, five degradations of bundled photographs, contrastive prompt regularization) for its
 first 200 steps, from the same seed, several times:
@@ -9,7 +9,7 @@ first 200 steps, from the same seed, several times:
     reference, float32 sums in another order
                         the reference on one thread instead of two: how far rounding alone takes two runs apart
 
-Each step's loss, and the PSNR on the photographs held out, at the end. --chart FILE.png lays the curves over each other.
+Each step's loss, and the PSNR on the photographs held out, at the end. --chart FILE.png shows the curves in one picture.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def main(argv: list[str] | None = None) -> None:
     write(args.out, json.dumps(result, indent=1) + "\n")
     for name, run in runs.items():
         print(
-            f"{name}: {run['psnr_apart']:+.3f} dB, loss apart by at most {run['loss_apart_first_ten']:.1e} in the first "
-            f"ten steps and {run['loss_apart_most']:.1e} in all"
+            f"{name}: {run['psnr_apart']:+.3f} dB, loss apart by at most {run['loss_apart_first_ten']:.1e} in the "
+            f"first ten steps and {run['loss_apart_most']:.1e} in all"
         )
     if args.chart is not None:
         draw(runs, args.chart)

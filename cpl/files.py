@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,10 +24,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         OSError: the file cannot be written; it names ``path``, never the temporary file.
     """
     target = Path(path)
-    # Cut, so that a name of the length that a file system allows can be written too.
-    prefix = f".{target.name[:40]}."
     try:
-        handle, temporary = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=target.parent)
+        handle, temporary = _locked_temporary(target)
     except OSError as error:
         raise _of(error, target) from None
     try:
@@ -33,8 +33,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private to the user
-        os.replace(temporary, target)
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private to the user
+            os.replace(temporary, target)  # while the lock is held: see remove_leftovers
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -42,6 +42,53 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
             raise _of(error, target) from error
         raise
+
+
+def remove_leftovers(targets: Iterable[str | os.PathLike[str]]) -> None:
+    """Delete the temporary files that a killed process left of `atomic_write` to any of ``targets``.
+
+    Those of a process that still writes are locked, and stay. What cannot be looked at or deleted stays too: a
+    leftover takes room on the disk and does no other harm.
+    """
+    prefixes: dict[Path, set[str]] = {}
+    for target in map(Path, targets):
+        prefixes.setdefault(target.parent, set()).add(_prefix(target))
+    for folder, ours in prefixes.items():
+        with contextlib.suppress(OSError):
+            for name in os.listdir(folder):
+                found = _TEMPORARY.fullmatch(name)
+                if found and found[1] in ours:
+                    with contextlib.suppress(OSError):
+                        _remove_unlocked(folder / name)
+
+
+# mkstemp puts eight characters between what we give it.
+_TEMPORARY = re.compile(r"(\..*\.)[a-z0-9_]{8}\.part", re.DOTALL)
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name[:40]}."  # cut, so that a name of the length that a file system allows can be written too
+
+
+def _locked_temporary(target: Path) -> tuple[int, str]:
+    while True:
+        handle, temporary = tempfile.mkstemp(prefix=_prefix(target), suffix=".part", dir=target.parent)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks; remove_leftovers cannot lock there either
+            return handle, temporary
+        if os.path.exists(temporary):
+            return handle, temporary
+        os.close(handle)  # another process took it for a leftover before it was locked
+
+
+def _remove_unlocked(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    finally:
+        os.close(handle)
 
 
 def _of(error: OSError, target: Path) -> OSError:

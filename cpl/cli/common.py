@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 
@@ -105,10 +110,39 @@ def named(path: str | os.PathLike[str]) -> str:
     return " ".join(os.fspath(path).split())
 
 
+@contextlib.contextmanager
+def interrupted_once() -> Iterator[None]:
+    """KeyboardInterrupt at the first Ctrl-C or SIGTERM (a batch system's), and none at those that follow.
+
+    A launcher of several processes passes on the Ctrl-C that they have had from the terminal: a second one
+    must not disturb the orderly end that the first one began.
+    """
+    received = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        if not received:
+            received = True
+            raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A shell has what it starts with `&` ignore Ctrl-C, and so it stays.
+    taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
+        taken = []
+    for number in taken:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, before[number])
+
+
 class ProgressBar:
     """A rich progress bar with time left, on stderr; nothing is drawn when that is not a terminal."""
 
-    def __init__(self, label: str, total: int | None) -> None:
+    def __init__(self, label: str, total: int | None, show: bool = True) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -119,7 +153,7 @@ class ProgressBar:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (show and sys.stderr.isatty()),
         )
         self._task = self._progress.add_task(label, total=total)
         self._done = 0

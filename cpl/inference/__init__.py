@@ -4,7 +4,7 @@ images     read_image, write_image: what a photo is made of survives the round t
 restore    restore(model, image): PIL, arrays or tensors; the same kind comes out
 streaming  a whole image exactly, strip by strip, within a limit on memory
 tiled      a large image in blended tiles: any model, any dtype, not exactly the same
-folder     many files: which inputs, which outputs, one bad file does not stop the rest
+folder     many files: what is read and written, side by side with restoring; resumed; shared by processes
 metrics    psnr, ssim on RGB or Y
 evaluate   scores per degradation and their average
 """

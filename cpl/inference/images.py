@@ -16,10 +16,11 @@ the source's quantisation, which belongs to the degraded picture.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,22 +91,51 @@ def read_image(path: str | os.PathLike[str]) -> ImageFile:
             faithful RGB (CMYK, Lab, floating point); says which and what to do.
         OSError: the file cannot be opened.
     """
+    source = Path(path)
+    with quiet_decoders():
+        file, losses = decode_image(read_bytes(source), source)
+    for loss in losses:
+        warnings.warn(loss, ImageWarning, stacklevel=2)
+    return file
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        ImageError: not a file, or empty; OSError: it cannot be opened.
+    """
+    if not path.is_file():
+        path.stat()  # FileNotFoundError, where it is that
+        raise ImageError(f"{path}: not a file")
+    data = path.read_bytes()
+    if not data:
+        raise ImageError(f"{path}: empty file (0 bytes), not an image; copy it again from where it came")
+    return data
+
+
+@contextlib.contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Without the warnings of the decoding libraries; ours are about what their users can do something about.
+
+    It changes the process's filters, so it belongs to the main thread, around all others' work.
+    """
+    with warnings.catch_warnings():
+        # Pillow warns above its limit of pixels and refuses above twice of it; the refusal is what counts.
+        warnings.filterwarnings("ignore", module=r"(PIL|imagecodecs|tifffile)\b")
+        yield
+
+
+def decode_image(data: bytes, source: Path) -> tuple[ImageFile, list[str]]:
+    """What `read_image` makes of a file's content, and what of it does not survive, in words, instead of a warning."""
     from cpl.inference import codecs
 
-    source = Path(path)
-    if not source.is_file():
-        source.stat()  # FileNotFoundError, where it is that
-        raise ImageError(f"{source}: not a file")
     image_module = require("train", "PIL.Image")
     image_module.init()  # all plugins: open() looks the names up among those registered so far
-    data = source.read_bytes()
     try:
-        with warnings.catch_warnings():
-            # Pillow warns above its limit and refuses above twice of it; the refusal is what counts.
-            warnings.simplefilter("ignore")
-            with image_module.open(io.BytesIO(data), formats=_FORMATS) as image:
-                file = _decode(image, data, source)
-                frames = getattr(image, "n_frames", 1)
+        with image_module.open(io.BytesIO(data), formats=_FORMATS) as image:
+            file = _decode(image, data, source)
+            frames = getattr(image, "n_frames", 1)
     except (ImageError, CplError):
         raise
     except image_module.DecompressionBombError as error:
@@ -121,15 +151,16 @@ def read_image(path: str | os.PathLike[str]) -> ImageFile:
         raise ImageError(f"{source}: too large for this machine's memory; cut it into parts") from error
     except Exception as error:  # a damaged file can raise anything inside a decoder
         raise ImageError(f"{source}: damaged or incomplete image ({_reason(error)})") from error
+    losses: list[str] = []
     if file.format == "PPM" and codecs.netpbm_maximum(data) > 255:
-        _warn(source, "has more than 8 bits per channel, of which 8 are used; a 16-bit PNG keeps them")
+        losses.append("has more than 8 bits per channel, of which 8 are used; a 16-bit PNG keeps them")
     if frames > 1:
-        _warn(source, f"has {frames} frames or pages; only the first is used")
+        losses.append(f"has {frames} frames or pages; only the first is used")
     if file.mode in ("P", "PA"):
-        _warn(source, "is a palette image and is written as RGB, since restoring makes new colours")
+        losses.append("is a palette image and is written as RGB, since restoring makes new colours")
     elif file.mode == "1":
-        _warn(source, "has 1 bit per pixel and is written as 8-bit grey, since restoring makes grey levels")
-    return file
+        losses.append("has 1 bit per pixel and is written as 8-bit grey, since restoring makes grey levels")
+    return file, [f"{source} {loss}" for loss in losses]
 
 
 def write_image(
@@ -151,6 +182,19 @@ def write_image(
         ImageError: the format cannot hold this image.
         OSError: the file cannot be written (disk full, no permission).
     """
+    data = encode_image(path, rgb, like, lossless=lossless)
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def encode_image(
+    path: str | os.PathLike[str],
+    rgb: np.ndarray,
+    like: ImageFile | None = None,
+    *,
+    lossless: bool | None = None,
+) -> bytes:
+    """The content that `write_image` gives the file ``path``; the same errors."""
     target = Path(path)
     rgb = np.asarray(rgb)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape or not np.issubdtype(rgb.dtype, np.floating):
@@ -168,13 +212,11 @@ def write_image(
         raise ImageError(f"{target}: {name} has no transparency, which the source has; write PNG instead")
     pixels = _stored_pixels(rgb, like, name)
     try:
-        data = _encode(pixels, like, name, like.lossless if lossless is None else lossless)
+        return _encode(pixels, like, name, like.lossless if lossless is None else lossless)
     except CplError:
         raise
     except Exception as error:  # a size that the format cannot hold, metadata that it refuses
         raise ImageError(f"{target}: cannot be written as {name} ({_reason(error)})") from error
-    with atomic_write(target) as file:
-        file.write(data)
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -321,7 +363,3 @@ def _orientation(image: Any) -> int:
 
 def _reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _warn(path: Path, text: str) -> None:
-    warnings.warn(f"{path} {text}", ImageWarning, stacklevel=3)

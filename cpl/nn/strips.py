@@ -19,7 +19,7 @@ from cpl.nn.feed_forward import GDFN, gate
 from cpl.nn.norm import LayerNorm2d
 from cpl_kernels import channel_attention, dwconv
 
-# In bytes: from what size of the widest map on it pays to work in strips, and the size of a strip of it. On a CPU strips
+# In bytes: from what size of the widest map on a block works in strips, and the size of a strip of it. On a CPU strips
 # stay in the cache; on a GPU they must be worth their launches.
 _LARGE = {"cpu": 2**26}
 _STRIP = {"cpu": 2**23}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
-from cpl.files import atomic_write
+from cpl.files import atomic_write, remove_leftovers
 
 
 def write(path: Path) -> None:
@@ -47,3 +48,49 @@ def test_another_files_error_keeps_its_name(tmp_path: Path) -> None:
 def test_a_name_of_the_greatest_length(tmp_path: Path) -> None:
     write(tmp_path / ("a" * 255))
     assert [len(p.name) for p in tmp_path.iterdir()] == [255]
+
+
+def test_leftovers_of_a_killed_process_go_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
+    target = tmp_path / ("a" * 50 + ".png")
+    prefix = f".{'a' * 40}."
+    dead = tmp_path / f"{prefix}abcd_123.part"
+    others = [".b.png.abcd_123.part", f"{prefix}abcd_1234.part", f"{prefix}abcd_123.part.png", "a.part"]
+    for name in (dead.name, *others):
+        (tmp_path / name).write_bytes(b"x")
+    with atomic_write(target) as file:
+        file.write(b"whole")
+        file.flush()
+        (living,) = set(tmp_path.iterdir()) - {dead} - {tmp_path / name for name in others}
+        remove_leftovers([target, tmp_path / "no folder/b.png"])
+        assert living.exists()
+        assert not dead.exists()
+    assert target.read_bytes() == b"whole"
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([target.name, *others])
+
+
+def test_a_temporary_file_taken_for_a_leftover_before_it_was_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, raced = fcntl.flock, []
+
+    def lock(handle: int, how: int) -> None:
+        if not raced:
+            raced.append(handle)
+            remove_leftovers([tmp_path / "a.png"])  # another process, between creation and lock
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    write(tmp_path / "a.png")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    left = tmp_path / ".a.png.abcd_123.part"
+    left.write_bytes(b"x")
+    write(tmp_path / "a.png")
+    remove_leftovers([tmp_path / "a.png"])  # whose it is cannot be told: it stays
+    assert sorted(p.name for p in tmp_path.iterdir()) == [left.name, "a.png"]

@@ -1,21 +1,17 @@
-"""Many files: which inputs, which outputs, and one bad file does not stop the rest."""
+"""Which files are read, in which order, and where each result goes: settled before any work."""
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import glob
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cpl.errors import CplError
-from cpl.inference.images import SUFFIXES, ImageFile, read_image, write_image
-
-# Errors after which the next file would fail in the same way.
-_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+from cpl.inference.images import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -30,13 +26,11 @@ class Job:
     name: str = ""
 
 
-@dataclass
-class Report:
-    """What became of the jobs: targets written, and (source, error) of those that failed."""
-
-    written: list[Path] = field(default_factory=list)
-    failed: list[tuple[Path, Exception]] = field(default_factory=list)
-    skipped: int = 0  # not tried, because an error was one that every file would meet
+def natural_order(path: str | os.PathLike[str]) -> tuple[object, ...]:
+    """A sorting key under which frame_2 comes before frame_10: runs of digits count as numbers."""
+    text = os.fspath(path)
+    parts = re.split(r"(\d+)", text)  # text, digits, text, ...: equal places hold equal kinds
+    return tuple(int(part) if place % 2 else part for place, part in enumerate(parts)), text
 
 
 def find_images(
@@ -44,10 +38,10 @@ def find_images(
 ) -> list[tuple[Path, Path]]:
     """The files that ``inputs`` (files, folders, glob patterns) name, each with its path in the output.
 
-    A file is taken whatever its name; a folder gives its files with an image's suffix, sorted, with
-    ``recursive`` those of its subfolders too, their place kept. Files whose name begins with a dot
-    are left out, and so is everything under ``leave_out`` (the output folder, if it lies inside an
-    input). A file named twice is taken once.
+    A file is taken whatever its name; a folder gives its files with an image's suffix in natural order
+    (frame_2 before frame_10), with ``recursive`` those of its subfolders too, their place kept. Files
+    whose name begins with a dot are left out, and so is everything under ``leave_out`` (the output
+    folder, if it lies inside an input). A file named twice is taken once.
 
     Raises:
         CplError: an input is missing, a pattern matches nothing, or a folder holds no image.
@@ -74,15 +68,18 @@ def plan(
     recursive: bool = False,
     suffix: str | None = "",
     overwrite: bool = False,
+    ours: Container[str] | None = None,
 ) -> list[Job]:
     """Decide every output before any work starts.
 
     ``output`` is a file when there is one input file and it ends in an image suffix, else a folder
-    (made by `run`, if it is not there). ``suffix`` is None for a command without that option.
+    (made by `run`, if it is not there). ``suffix`` is None for a command without that option (and without --resume).
+    ``ours`` is for a run that goes on with an earlier one: the outputs, as paths below the output
+    folder with ``/``, that an earlier run wrote or began and that may be replaced.
 
     Raises:
         CplError: an output would be an input (links are seen through), two inputs would have one
-            output, an output exists and ``overwrite`` is off, or the output folder cannot be one.
+            output, an output exists that is not to be replaced, or the output folder cannot be one.
     """
     target = Path(output)
     offer_suffix, suffix = suffix is not None, suffix or ""
@@ -91,51 +88,18 @@ def plan(
     images = find_images(inputs, recursive, leave_out=target)
     single = len(inputs) == 1 and len(images) == 1 and not Path(inputs[0]).is_dir()
     if single and not target.is_dir() and target.suffix.lower() in SUFFIXES:
+        if ours is not None:
+            raise CplError(
+                f"{target}: is a file's name, and --resume goes on with a folder; leave --resume out"
+            )
         source, relative = images[0]
         jobs = [Job(source, target.with_name(f"{target.stem}{suffix}{target.suffix}"), relative.as_posix())]
     elif not target.is_dir() and (target.exists() or target.suffix.lower() in SUFFIXES):
         raise CplError(f"{target}: is a file's name; {len(images)} images need a folder as --output")
     else:
         jobs = [Job(s, target / r.with_name(f"{r.stem}{suffix}{r.suffix}"), r.as_posix()) for s, r in images]
-    _check(jobs, overwrite, offer_suffix)
+    _check(jobs, overwrite, offer_suffix, None if ours is None else (target, ours))
     return jobs
-
-
-def run(
-    jobs: Sequence[Job],
-    process: Callable[[np.ndarray, str], np.ndarray],
-    on_error: Callable[[Path, Exception], None] | None = None,
-    on_done: Callable[[Job], None] | None = None,
-) -> Report:
-    """Read, process and write every job; a file that fails is noted and the rest go on.
-
-    Args:
-        process: (float32 [H, W, 3] in [0, 1], the job's name) -> the same shape.
-        on_error, on_done: called as each job fails, and as each job ends either way.
-
-    Raises:
-        OSError: an output folder cannot be made.
-    """
-    for folder in {job.target.parent for job in jobs}:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, "this folder cannot be written to", str(folder))
-    report = Report()
-    for number, job in enumerate(jobs):
-        try:
-            file: ImageFile = read_image(job.source)
-            write_image(job.target, process(file.rgb, job.name), file)
-            report.written.append(job.target)
-        except (CplError, ValueError, OSError, MemoryError) as error:
-            report.failed.append((job.source, error))
-            if on_error is not None:
-                on_error(job.source, error)
-            if isinstance(error, OSError) and error.errno in _HOPELESS:
-                report.skipped = len(jobs) - number - 1
-                break
-        if on_done is not None:
-            on_done(job)
-    return report
 
 
 def _expand(item: str) -> list[Path]:
@@ -144,7 +108,10 @@ def _expand(item: str) -> list[Path]:
             raise CplError(f"{item}: a link that leads nowhere")
         return [Path(item)]
     if glob.has_magic(item):
-        matches = [Path(match) for match in sorted(glob.glob(os.path.expanduser(item), recursive=True))]
+        matches = [
+            Path(match)
+            for match in sorted(glob.glob(os.path.expanduser(item), recursive=True), key=natural_order)
+        ]
         files = [match for match in matches if not match.is_dir()] or matches
         if not files:
             raise CplError(f"{item}: no file matches this pattern")
@@ -154,7 +121,7 @@ def _expand(item: str) -> list[Path]:
 
 def _walk(folder: Path, recursive: bool, leave_out: Path | None) -> Iterator[Path]:
     barred = leave_out.resolve() if leave_out is not None else None
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda path: natural_order(path.name)):
         if path.name.startswith("."):
             continue
         if path.is_dir():
@@ -164,11 +131,14 @@ def _walk(folder: Path, recursive: bool, leave_out: Path | None) -> Iterator[Pat
             yield path
 
 
-def _check(jobs: Sequence[Job], overwrite: bool, offer_suffix: bool) -> None:
+def _check(
+    jobs: Sequence[Job], overwrite: bool, offer_suffix: bool, resumed: tuple[Path, Container[str]] | None
+) -> None:
     inputs: dict[tuple[int, int], Path] = {}
     for job in jobs:
-        status = job.source.stat()
-        inputs[status.st_dev, status.st_ino] = job.source
+        with contextlib.suppress(OSError):  # a link that leads nowhere fails when its turn comes, alone
+            status = job.source.stat()
+            inputs[status.st_dev, status.st_ino] = job.source
     claimed: dict[str, Path] = {}
     existing: list[Path] = []
     for job in jobs:
@@ -179,7 +149,9 @@ def _check(jobs: Sequence[Job], overwrite: bool, offer_suffix: bool) -> None:
                 "run them apart, into different folders"
             )
         claimed[key] = job.source
-        if os.path.lexists(job.target):
+        if os.path.lexists(job.target) and not (
+            resumed and job.target.relative_to(resumed[0]).as_posix() in resumed[1]
+        ):
             existing.append(job.target)
         if job.target.exists():
             status = job.target.stat()
@@ -193,4 +165,12 @@ def _check(jobs: Sequence[Job], overwrite: bool, offer_suffix: bool) -> None:
                 raise CplError(f"{job.target}: is a folder, where an image is to be written")
     if existing and not overwrite:
         more = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise CplError(f"{existing[0]}{more} already there; --overwrite replaces, or choose another --output")
+        if resumed:
+            raise CplError(
+                f"{existing[0]}{more} already there, and not from an earlier run into this folder; "
+                "--overwrite replaces, or choose another --output"
+            )
+        go_on = ", --resume goes on with an interrupted run" if offer_suffix else ""
+        raise CplError(
+            f"{existing[0]}{more} already there; --overwrite replaces{go_on}, or choose another --output"
+        )
