@@ -9,7 +9,7 @@ first 200 steps, from the same seed, several times:
     reference, float32 sums in another order
                         the reference on one thread instead of two: how far rounding alone takes two runs apart
 
-Each step's loss, and the PSNR on the photographs held out, at the end. --chart FILE.png shows the curves in one picture.
+Each step's loss, and the PSNR on the photographs held out, at the end. --chart FILE.png draws the curves.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ restore    restore(model, image): PIL, arrays or tensors; the same kind comes ou
 streaming  a whole image exactly, strip by strip, within a limit on memory
 tiled      a large image in blended tiles: any model, any dtype, not exactly the same
 folder     many files: what is read and written, side by side with restoring; resumed; shared by processes
+routing    which prompts the routers choose, read while the network restores
+inspect    charts and a page of what the prompts do
 metrics    psnr, ssim on RGB or Y
 evaluate   scores per degradation and their average
 """

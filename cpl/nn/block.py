@@ -62,7 +62,7 @@ class TransformerBlock(nn.Module):
         return self._keep_products(x) if self.keep == "products" else self._keep_input(x)
 
     def _infer(self, x: Tensor) -> Tensor:
-        rows = rows_of_a_strip(x, self.ffn.project_in.out_channels)
+        rows = rows_of_a_strip(x.shape, self.ffn.project_in.out_channels, x.element_size(), x.device)
         if rows is None:
             return self._keep_all(x)
         x = attention_in_strips(x, self.norm1, self.attn, rows)

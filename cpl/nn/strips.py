@@ -8,7 +8,7 @@ the whole image, q, k and v, is kept whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,13 +41,14 @@ class Strip:
         return rows[:, :, self.first - self.low : self.end - self.low]
 
 
-def rows_of_a_strip(x: Tensor, widest: int) -> int | None:
-    """How many rows of x [B, C, H, W] at a time, for a map of ``widest`` channels; None where all are best at once."""
-    batch, _, height, width = x.shape
-    row = batch * widest * width * x.element_size()
-    if row * height < _LARGE.get(x.device.type, _LARGE_ELSEWHERE):
+def rows_of_a_strip(shape: Sequence[int], widest: int, item: int, device: torch.device) -> int | None:
+    """How many rows of a map [B, C, H, W] at a time, where another of ``widest`` channels is made of it; None where all
+    are best at once. ``item``: bytes of a number."""
+    batch, _, height, width = shape
+    row = batch * widest * width * item
+    if row * height < _LARGE.get(device.type, _LARGE_ELSEWHERE):
         return None
-    rows = max(_LEAST_ROWS, _STRIP.get(x.device.type, _STRIP_ELSEWHERE) // row)
+    rows = max(_LEAST_ROWS, _STRIP.get(device.type, _STRIP_ELSEWHERE) // row)
     return rows if rows < height else None
 
 

@@ -163,7 +163,8 @@ class Session:
         if not isinstance(self.model, Restorer) or self.dtype != "fp32":
             return None
         height, width = image.shape[:2]
-        large = untiled_bytes(self.model, (1, 3, height, width)) > self.limits.memory
+        device = next(self.model.parameters()).device
+        large = untiled_bytes(self.model, (1, 3, height, width), device) > self.limits.memory
         return self.limits.memory if large else None
 
 

@@ -226,17 +226,17 @@ def test_free_memory_of_a_container_and_of_a_gpu(tmp_path: Path, monkeypatch: py
 
 
 def test_what_a_photo_takes_at_once_is_not_counted_too_low() -> None:
-    """By the measurement that is committed, and, where attention is the widest, by q, k and v in two copies, and four
-    maps more."""
+    """By the measurement that is committed, and, where attention is the widest and the map small, by q, k and v in two
+    copies, and four maps more."""
     measured = json.loads(
         (Path(cpl.__file__).parents[1] / "benchmarks/results/cpu_large_photo.json").read_text()
     )
     (row,) = (row for row in measured["rows"] if row["case"].startswith("cplir:1024x1024"))
     with torch.device("meta"):
         cplir, narrow = create_model("cplir"), create_model("cplir-tiny", ffn_expansion=1.0)
-    assert row["whole_peak_anonymous_bytes"] < limits.untiled_bytes(cplir, (1, 3, 1024, 1024))
+    assert row["whole_peak_anonymous_bytes"] < limits.untiled_bytes(cplir, (1, 3, 1024, 1024), CPU)
     pixels, channels = 5 * 64 * 32, 2 * narrow.config.dim
-    assert limits.untiled_bytes(narrow, (5, 3, 64, 32)) > 4 * pixels * (6 + 1 + 3) * channels
+    assert limits.untiled_bytes(narrow, (5, 3, 64, 32), CPU) > 4 * pixels * (6 + 1 + 3) * channels
 
 
 def test_the_limit_in_short_memory_is_of_the_smaller_one(
@@ -244,7 +244,7 @@ def test_the_limit_in_short_memory_is_of_the_smaller_one(
 ) -> None:
     """On a GPU the strips are computed there and the maps lie with the CPU: neither may run out."""
     shape, gpu = (1, 3, 64, 64), torch.device("cuda")
-    wanted = limits.untiled_bytes(model, shape)
+    wanted = limits.untiled_bytes(model, shape, gpu)
     free = {"cuda": wanted, "cpu": wanted // 4}
     monkeypatch.setattr(limits, "free_memory", lambda device: free[device.type])
     assert limits.limit_where_free_memory_is_short(model, shape, gpu) == wanted // 8

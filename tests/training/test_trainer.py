@@ -283,6 +283,23 @@ def test_l1_alone_and_a_network_without_prompts(tmp_path: Path) -> None:
     assert_same(dict(load_checkpoint(run / "last.safetensors")[0].state_dict()), dict(state["weights"]))
 
 
+@pytest.mark.parametrize("keep", ["products", "input"])
+def test_what_blocks_keep_leaves_the_weights_as_they_are(tmp_path: Path, keep: str) -> None:
+    expected, found = (
+        newest(train(tmp_path / name, *QUICK, "steps=2", f"keep={name}").run_dir) for name in ("all", keep)
+    )
+    assert_same(dict(found["weights"]), dict(expected["weights"]))
+
+
+def test_keep_reaches_every_block() -> None:
+    from cpl.nn import TransformerBlock
+    from cpl.training import build
+
+    network = build.model(load_preset("smoke", ["keep=input"]), ("noise",))
+    kept = {part.keep for part in network.modules() if isinstance(part, TransformerBlock)}
+    assert kept == {"input"}
+
+
 def test_bf16(tmp_path: Path) -> None:
     run = train(tmp_path / "run", *QUICK, "steps=2", "mixed_precision=bf16").run_dir
     state = newest(run)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from cpl.models.restorer import Restorer
+from cpl.nn.strips import rows_of_a_strip
 
 _UNITS = {"": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40}
 _HELD = 1.3  # times what is counted; measured 1.0 to 1.3 at 1024x1024 and 1536x1536
@@ -33,14 +34,17 @@ def in_words(size: int) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
-def untiled_bytes(model: Restorer, shape: Sequence[int]) -> int:
+def untiled_bytes(model: Restorer, shape: Sequence[int], device: torch.device) -> int:
     """What a forward of [B, 3, H, W] without a graph holds at its worst, about: at full size the feed-forward or the
-    attention (q, k and v before and after their convolution), the block's input and norm, and the encoder's share."""
+    attention (q, k and v before and after their convolution), the block's input and norm, and the encoder's share.
+    Where blocks work in strips of rows: q, k and v, the block's input, what attention gives, the encoder's share."""
     dim = model.config.dim
     channels = 2 * dim
     hidden = int(model.config.ffn_expansion * channels)
     batch, _, height, width = shape
     features = max(3 * hidden + 3 * channels, 10 * channels) + 2 * dim
+    if rows_of_a_strip(shape, 2 * hidden, 4, device) is not None:
+        features = 5 * channels + 2 * dim
     return int(_HELD * 4 * batch * height * width * features)
 
 
@@ -60,7 +64,7 @@ def limit_where_free_memory_is_short(
 def fits(model: Restorer, shape: Sequence[int], device: torch.device) -> bool:
     """Whether the device has the free memory for a forward of [B, 3, H, W]; True where that cannot be known."""
     free = free_memory(device)
-    return free is None or untiled_bytes(model, shape) <= _SHARE * free
+    return free is None or untiled_bytes(model, shape, device) <= _SHARE * free
 
 
 def free_memory(device: torch.device) -> int | None:
