@@ -157,8 +157,11 @@ class SparsePromptBlock(PromptGenBlock):
         self.linear_layer.bias = nn.Parameter(torch.linspace(-1, 1, length))
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.mixture(x, self.top_k)
+
+    def mixture(self, x: Tensor, k: int) -> Tensor:
         weights = self.linear_layer(x.mean((-2, -1))).softmax(1)  # [B, N]
-        best, which = weights.topk(self.top_k, dim=1)  # [B, k]
+        best, which = weights.topk(k, dim=1)  # [B, k]
         if self.normalize:
             best = best / best.sum(1, keepdim=True)
         prompt = (best[:, :, None, None, None] * self.prompt_param[0][which]).sum(1)
@@ -287,3 +290,16 @@ def model(norm_bias: bool = True, bias: bool = False) -> nn.Sequential:
             PermutedLayerNorm2d(8),
             FormatLayerNorm(8, "channels_first"),
         )
+
+
+def trained(made: nn.Module) -> nn.Module:
+    """As after some steps: nothing is at 0 or 1 any more."""
+    numbers = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=numbers))
+    return made
+
+
+def image(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(2, 8, 12, 10, generator=torch.Generator().manual_seed(2), dtype=dtype)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import cpl
 from tests.interop import layouts
+from tests.interop.layouts import image, trained
 
 KINDS = {
     "layer norm": 8,
@@ -23,19 +24,6 @@ KINDS = {
     "gated block": 2,
     "gated convolution": 1,
 }
-
-
-def trained(made: nn.Module) -> nn.Module:
-    """As after some steps: nothing is at 0 or 1 any more."""
-    numbers = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in made.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=numbers))
-    return made
-
-
-def image(dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(2, 8, 12, 10, generator=torch.Generator().manual_seed(2), dtype=dtype)
 
 
 def gradients(made: nn.Module, x: Tensor) -> list[Tensor]:
