@@ -76,7 +76,7 @@ class CrossAttention(nn.Module):
         b, c, h, w = x.shape
         k, v = self.kv_dwconv(self.kv(y)).chunk(2, dim=1)
         q, k, v = (
-            part.reshape(b, self.num_head, c // self.num_head, h * w)
+            part.reshape(len(part), self.num_head, c // self.num_head, h * w)
             for part in (self.q_dwconv(self.q(x)), k, v)
         )
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)

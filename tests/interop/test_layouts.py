@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -83,6 +85,9 @@ TAKEN = {
     "topk": (lambda: CalledTopk(3, False), "prompt block", "aggregate_prompts"),
     "k": (lambda: CalledK(2, True), "prompt block", "aggregate_prompts"),
 }
+
+
+KERNELS = ("layer_norm2d", "channel_attention", "gated_dwconv")
 
 
 def ran(made: nn.Module, x: Tensor) -> list[str]:
@@ -225,18 +230,22 @@ def test_what_stands_in_a_sequence_may_change_later() -> None:
         (lambda: layouts.gated_sequence(8), "2"),
     ],
 )
-def test_hooks_on_parts_that_a_kernel_covers_are_called(make: object, part: str) -> None:
-    made, x = trained(make()), image()  # type: ignore[operator]
-    cpl.patch(made)
-    right = made(x)
+def test_hooks_on_parts_that_a_kernel_covers_are_called(make: Callable[[], nn.Module], part: str) -> None:
+    made, x = trained(make()), image()
     seen: list[int] = []
-    handle = made.get_submodule(part).register_forward_hook(lambda *_: seen.append(1))
-    torch.testing.assert_close(made(x), right, rtol=1e-4, atol=1e-5)
-    assert seen
-    handle.remove()
-    count = len(seen)
-    made(x)
-    assert len(seen) == count
+
+    def calls() -> int:
+        seen.clear()
+        handle = made.get_submodule(part).register_forward_hook(lambda *_: seen.append(1))
+        torch.testing.assert_close(made(x), right, rtol=1e-4, atol=1e-5)
+        handle.remove()
+        return len(seen)
+
+    right = made(x)
+    before = calls()
+    cpl.patch(made)
+    assert calls() == before > 0
+    assert any(op.endswith(KERNELS) for op in ran(made, x))  # without the hook ours runs again
 
 
 def test_a_part_whose_forward_is_exchanged_later_is_called() -> None:
@@ -263,10 +272,10 @@ def test_a_parametrised_weight_is_used() -> None:
 class AnyLayerNorm(layouts.LayerNorm2d):
     """Over the channels of images, or of tokens [B, N, C]."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
         if x.dim() == 3:
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-        return super().forward(x)
+        return super().forward(x) * scale
 
 
 def test_a_call_of_another_kind_goes_to_the_module_s_own_forward() -> None:
@@ -276,6 +285,15 @@ def test_a_call_of_another_kind_goes_to_the_module_s_own_forward() -> None:
     assert "layer_norm2d" in ran(made, x)
     assert torch.equal(made(tokens), right[1])
     assert torch.equal(made(x=x), right[0])
+    assert torch.equal(made(x, scale=2.0), 2 * right[0])
+    assert torch.equal(made(x, 2.0), 2 * right[0])
+
+
+def test_one_map_for_a_whole_batch_goes_to_the_attention_s_own_forward() -> None:
+    made, x = trained(layouts.CrossAttention(8, 2)), image()
+    right = made(x, x[:1])
+    assert cpl.patch(made).patched
+    assert torch.equal(made(x, x[:1]), right)
 
 
 class Elsewhere:
