@@ -193,15 +193,16 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("keep", ["all", "products", "input"])
 @pytest.mark.parametrize("first", ["patch", "wrap"])
-def test_with_distributed_data_parallel(first: str) -> None:
+def test_with_distributed_data_parallel(first: str, keep: str) -> None:
     made, x = trained(layouts.model()), image()
     right = gradients(made, x)
     if first == "patch":
-        cpl.patch(made)
+        cpl.patch(made, keep)
     wrapped = nn.parallel.DistributedDataParallel(made)
     if first == "wrap":
-        assert cpl.patch(wrapped).patched[0][0].startswith("module.")
+        assert cpl.patch(wrapped, keep).patched[0][0].startswith("module.")
     wrapped(x).square().mean().backward()
     for p, slope in zip(made.parameters(), right, strict=True):
         torch.testing.assert_close(p.grad, slope, rtol=1e-3, atol=1e-5)
