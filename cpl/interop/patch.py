@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cpl.interop.layouts import LAYOUTS, Layout
+from cpl.interop.layouts import BLOCK, GATE, HOLDS_GATES, layouts
+from cpl.interop.structure import Layout, Options, PatchedForward
+from cpl.nn.block import KEEP
 
 _MARK = "_cpl_patched"
 _SIZE = (2, 6, 9)  # B, H, W of what both computations are compared on: no two alike
@@ -40,55 +42,63 @@ class PatchReport:
         return "\n".join(lines)
 
 
-class _Forward:
-    """What a patched module calls instead of its class's forward; pickles and deep-copies with the module."""
-
-    def __init__(self, module: nn.Module, layout: int) -> None:
-        self.module, self.layout = module, layout
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return LAYOUTS[self.layout].forward(self.module, x)
-
-
-def patch(model: nn.Module) -> PatchReport:
+def patch(model: nn.Module, keep: str = "all") -> PatchReport:
     """Let the blocks of ``model`` that cpl_kernels has kernels for run on them.
 
-    Found by structure and attribute names: the norms, attention and feed-forward networks of Restormer and of what
-    keeps its names (PromptIR, AdaIR, MoCE-IR), PromptIR's prompt block, NAFNet's norm and gated block; at any depth,
-    below DistributedDataParallel, before or after it. A block is taken only where it computes the same as ours on a
-    small random image: a copy of it, in eval mode, with its parameters moved by random numbers.
+    Found by structure and attribute names, at any depth of any network, below DistributedDataParallel, before or after
+    it: layer norms over channels (NAFNet's, ConvNeXt's, Restormer's); the attention, cross attention and feed-forward
+    networks of Restormer and of what keeps its names (PromptIR, AdaIR, MoCE-IR); prompt blocks (PromptIR's, or of the k
+    best); NAFNet's gated block, and SimpleGate behind a depthwise convolution in nn.Sequential. A block is taken only
+    where it computes the same as ours on a small random image: a copy of it, in eval and in training mode, with its
+    parameters moved by random numbers.
 
     Modules, parameters, their names, hooks and the state_dict stay what they are: only what ``forward`` computes is
     exchanged, so optimizers, EMA copies, checkpoints and torch.compile go on as before.
 
     Args:
         model: changed in place. Parameters on "meta" cannot be compared, and are left.
+        keep: what whole blocks in Restormer's layout (norm1, attn, norm2, ffn) keep for the backward pass: "all" that
+            their parts need, the matrix "products", or the "input" alone; :class:`cpl.nn.TransformerBlock` says how
+            much that is.
 
     Returns:
         What was patched, and what was left and why; ``print`` it.
 
     Raises:
         TypeError: ``model`` is not a torch.nn.Module.
+        ValueError: ``keep`` is none of "all", "products", "input".
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if keep not in KEEP:
+        raise ValueError(f"keep must be one of {', '.join(KEEP)}, got {keep!r}")
     patched: list[tuple[str, str]] = []
     left: list[tuple[str, str, str]] = []
+    in_gated: set[int] = set()  # gates that their parent computes
     for name, module in list(model.named_modules()):
         if type(module).__module__.startswith("cpl."):
             continue  # it is ours
-        for index, layout in enumerate(LAYOUTS):
+        for layout in layouts(keep):
             why = layout.why_not(module)
-            if why == "":
+            if why == "" or (layout is GATE and id(module) in in_gated):
                 continue
+            already = _MARK in vars(module)
             if why is None:
-                why = "it is patched already" if _MARK in vars(module) else _difference(module, layout)
+                why = "it is patched already" if already else _take(module, layout)
             if why is None:
-                setattr(module, _MARK, vars(module).get("forward"))
-                module.forward = _Forward(module, index)
                 patched.append((name, layout.kind))
             else:
                 left.append((name, layout.kind, why))
+            if layout in HOLDS_GATES and _MARK in vars(module):
+                in_gated.update(map(id, module.children()))
+    if keep != "all" and not any(kind == BLOCK for _, kind, *_ in (*patched, *left)):
+        left.append(
+            (
+                "",
+                BLOCK,
+                f"there is none to keep its {keep} alone; torch.utils.checkpoint works for any module",
+            )
+        )
     return PatchReport(tuple(patched), tuple(left))
 
 
@@ -106,42 +116,76 @@ def unpatch(model: nn.Module) -> int:
     return count
 
 
-def _difference(module: nn.Module, layout: Layout) -> str | None:
-    """Why our computation is not the module's own, or None: both on a small random image."""
+def _take(module: nn.Module, layout: Layout) -> str | None:
+    """Exchange the module's forward, or say why not."""
+    reasons = []
+    for options in layout.options(module):
+        try:
+            whys = [_difference(part, layout, options) for part in layout.compared(module)]
+        except Exception as error:
+            whys = [f"it could not be tried: {type(error).__name__}: {error}"]
+        why = next(filter(None, whys), None)
+        if why is None:
+            setattr(module, _MARK, vars(module).get("forward"))
+            module.forward = PatchedForward(module, layout, options)
+            return None
+        reasons.append(why)
+    return reasons[0]
+
+
+def _difference(module: nn.Module, layout: Layout, options: Options) -> str | None:
+    """Why our computation is not the module's own, or None: both on small random images."""
     first = next(module.parameters())
     if first.device.type == "meta":
         return "its parameters are on the meta device, so nothing can be compared; load them first"
     tolerance = _TOLERANCE.get(first.dtype)
     if tolerance is None:
         return f"its parameters are {first.dtype}"
+    for name, part in module.named_modules():
+        chance = getattr(part, "p", getattr(part, "drop_prob", 0))  # torch's dropouts, timm's DropPath
+        if "Drop" in type(part).__name__ and chance and name not in layout.dropouts:
+            return f"{name} drops values in training, which ours does not"
+    stranger, images = _stranger(module, layout.channels(module), first)
     devices = [first.device] if first.device.type == "cuda" else []
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            stranger, x = _stranger(module, layout.channels(module), first)
-            theirs, ours = stranger(x), layout.forward(stranger, x)
-    except Exception as error:
-        return f"it could not be tried: {type(error).__name__}: {error}"
-    if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
-        return "it returns something else"
-    scale = max(1.0, float(theirs.abs().max()))
-    worst = float((theirs - ours).abs().max())
-    if not worst <= tolerance * scale:
-        return f"it computes something else (on a random image {worst:.2g} away, of {scale:.2g})"
+    for training in (False, True):
+        stranger.train(training)
+        # Both from the same state, so that they drop the same; seeding would reach generators of other devices too.
+        with torch.enable_grad(), torch.random.fork_rng(devices):
+            theirs = stranger(*images)
+        with torch.enable_grad(), torch.random.fork_rng(devices):
+            ours = layout.forward(stranger, *images, **options)
+        if ours is None:
+            return "a part of it has hooks, or a forward of its own"
+        if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
+            return "it returns something else"
+        scale = max(1.0, float(theirs.detach().abs().max()))
+        worst = float((theirs - ours).detach().abs().max())
+        if not worst <= tolerance * scale:
+            mode = "in training, " if training else ""
+            return f"it computes something else ({mode}on a random image {worst:.2g} away, of {scale:.2g})"
     return None
 
 
-def _stranger(module: nn.Module, channels: int, like: Tensor) -> tuple[nn.Module, Tensor]:
-    """A copy without hooks, in eval mode, and an image for it.
+def _stranger(module: nn.Module, channels: tuple[int, ...], like: Tensor) -> tuple[nn.Module, list[Tensor]]:
+    """A copy without hooks, and images for it.
 
     Its parameters are moved off where a fresh model has them: a residual scaled by 0, or a norm that scales by 1, would
     hide what is done to it.
     """
     numbers = torch.Generator().manual_seed(0)
-    stranger = copy.deepcopy(module).eval()
+    stranger = copy.deepcopy(module)
     for part in stranger.modules():
-        for hooks in (part._forward_hooks, part._forward_pre_hooks):
+        for hooks in (
+            part._forward_hooks,
+            part._forward_pre_hooks,
+            part._backward_hooks,
+            part._backward_pre_hooks,
+        ):
             hooks.clear()
-    for p in stranger.parameters():
-        p.add_(0.1 * torch.randn(p.shape, generator=numbers).to(p))
     batch, height, width = _SIZE
-    return stranger, torch.randn(batch, channels, height, width, generator=numbers).to(like)
+    with torch.no_grad():
+        for p in stranger.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=numbers).to(p))
+    return stranger, [
+        torch.randn(batch, count, height, width, generator=numbers).to(like) for count in channels
+    ]

@@ -60,16 +60,46 @@ class SquaredAttention(Attention):
 
 
 class CrossAttention(nn.Module):
-    """AdaIR's: queries of one feature map, keys and values of another."""
+    """AdaIR's and MoCE-IR's: queries of one feature map, keys and values of another."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, channels: int, heads: int, bias: bool = False) -> None:
         super().__init__()
+        self.num_head = heads
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.q = nn.Conv2d(channels, channels, 1)
-        self.kv = nn.Conv2d(channels, 2 * channels, 1)
+        self.q = nn.Conv2d(channels, channels, 1, bias=bias)
+        self.q_dwconv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=bias)
+        self.kv = nn.Conv2d(channels, 2 * channels, 1, bias=bias)
+        self.kv_dwconv = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels, bias=bias)
+        self.project_out = nn.Conv2d(channels, channels, 1, bias=bias)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.q(x) + self.kv(y).chunk(2, dim=1)[0]
+        b, c, h, w = x.shape
+        k, v = self.kv_dwconv(self.kv(y)).chunk(2, dim=1)
+        q, k, v = (
+            part.reshape(len(part), self.num_head, c // self.num_head, h * w)
+            for part in (self.q_dwconv(self.q(x)), k, v)
+        )
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        attention = (q @ k.transpose(-2, -1) * self.temperature).softmax(-1)
+        return self.project_out((attention @ v).reshape(b, c, h, w))
+
+
+class CrossedAttention(CrossAttention):
+    """Queries of the second map."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().forward(y, x)
+
+
+class FrequencyBlock(nn.Module):
+    """AdaIR's modulation in brief: features look at a part of their spectrum (here: what a blur leaves over)."""
+
+    def __init__(self, channels: int, heads: int, bias: bool = False) -> None:
+        super().__init__()
+        self.channel_cross = CrossAttention(channels, heads, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.channel_cross(x, x - F.avg_pool2d(x, 3, 1, 1))
 
 
 class FeedForward(nn.Module):
@@ -115,6 +145,29 @@ class PromptGenBlock(nn.Module):
         return self.conv3x3(F.interpolate(prompt, x.shape[-2:], mode="bilinear"))
 
 
+class SparsePromptBlock(PromptGenBlock):
+    """CPL's: the k best prompts of all; ``normalize`` makes their weights sum to 1."""
+
+    def __init__(
+        self, dim: int, length: int, size: int, lin_dim: int, top_k: int, normalize: bool = False
+    ) -> None:
+        super().__init__(dim, length, size, lin_dim)
+        self.top_k, self.normalize = top_k, normalize
+        # Apart, so that rounding to bf16 does not choose others.
+        self.linear_layer.bias = nn.Parameter(torch.linspace(-1, 1, length))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixture(x, self.top_k)
+
+    def mixture(self, x: Tensor, k: int) -> Tensor:
+        weights = self.linear_layer(x.mean((-2, -1))).softmax(1)  # [B, N]
+        best, which = weights.topk(k, dim=1)  # [B, k]
+        if self.normalize:
+            best = best / best.sum(1, keepdim=True)
+        prompt = (best[:, :, None, None, None] * self.prompt_param[0][which]).sum(1)
+        return self.conv3x3(F.interpolate(prompt, x.shape[-2:], mode="bilinear"))
+
+
 class LayerNorm2d(nn.Module):
     """NAFNet's."""
 
@@ -129,10 +182,53 @@ class LayerNorm2d(nn.Module):
         return self.weight[:, None, None] * y + self.bias[:, None, None]
 
 
+class PermutedLayerNorm2d(nn.LayerNorm):
+    """timm's: torch's own, on channels that are moved last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2)
+
+
+class FormatLayerNorm(nn.Module):
+    """ConvNeXt's: over the last dimension or over channels."""
+
+    def __init__(self, channels: int, data_format: str = "channels_last") -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps, self.data_format, self.normalized_shape = 1e-6, data_format, (channels,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.data_format == "channels_last":
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        mean = x.mean(1, keepdim=True)
+        y = (x - mean) / ((x - mean).pow(2).mean(1, keepdim=True) + self.eps).sqrt()
+        return self.weight[:, None, None] * y + self.bias[:, None, None]
+
+
 class SimpleGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         a, b = x.chunk(2, dim=1)
         return a * b
+
+
+class SigmoidGate(nn.Module):
+    """Named like one, but another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=1)
+        return a * b.sigmoid()
+
+
+def gated_sequence(channels: int, bias: bool = True, gate: type[nn.Module] = SimpleGate) -> nn.Sequential:
+    wide = 2 * channels
+    return nn.Sequential(
+        nn.Conv2d(channels, wide, 1, bias=bias),
+        nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=bias),
+        gate(),
+        nn.Conv2d(channels, channels, 1, bias=bias),
+    )
 
 
 class NAFBlock(nn.Module):
@@ -170,10 +266,40 @@ class SwappedNAFBlock(NAFBlock):
         return x + self.dropout2(y) * self.beta
 
 
+class Residual(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.inner = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
 def model(norm_bias: bool = True, bias: bool = False) -> nn.Sequential:
     """All of them behind each other, [B, 8, H, W] -> [B, 8, H, W]; the same numbers every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(
-            TransformerBlock(8, 2, bias, norm_bias), PromptGenBlock(8, 3, 4, 8), NAFBlock(8), NAFBlock(8)
+            TransformerBlock(8, 2, bias, norm_bias),
+            PromptGenBlock(8, 3, 4, 8),
+            NAFBlock(8),
+            NAFBlock(8),
+            FrequencyBlock(8, 2, bias),
+            Residual(SparsePromptBlock(8, 4, 4, 8, 2)),
+            Residual(gated_sequence(8, bias)),
+            PermutedLayerNorm2d(8),
+            FormatLayerNorm(8, "channels_first"),
         )
+
+
+def trained(made: nn.Module) -> nn.Module:
+    """As after some steps: nothing is at 0 or 1 any more."""
+    numbers = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=numbers))
+    return made
+
+
+def image(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(2, 8, 12, 10, generator=torch.Generator().manual_seed(2), dtype=dtype)

@@ -13,27 +13,17 @@ from torch import Tensor, nn
 
 import cpl
 from tests.interop import layouts
+from tests.interop.layouts import image, trained
 
 KINDS = {
-    "layer norm": 6,
+    "layer norm": 8,
     "channel attention": 1,
+    "cross attention": 1,
     "gated feed-forward": 1,
-    "prompt block": 1,
+    "prompt block": 2,
     "gated block": 2,
+    "gated convolution": 1,
 }
-
-
-def trained(made: nn.Module) -> nn.Module:
-    """As after some steps: nothing is at 0 or 1 any more."""
-    numbers = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in made.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=numbers))
-    return made
-
-
-def image(dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(2, 8, 12, 10, generator=torch.Generator().manual_seed(2), dtype=dtype)
 
 
 def gradients(made: nn.Module, x: Tensor) -> list[Tensor]:
@@ -106,19 +96,22 @@ def test_what_computes_something_else_is_left() -> None:
     assert [(name, kind) for name, kind, _ in report.left] == [
         ("odd", "channel attention"),
         ("naf", "gated block"),
+        ("naf.sg", "gate"),  # as the block around it does not compute it
     ]
-    assert all("computes something else" in why for *_, why in report.left)
+    assert all("computes something else" in why for *_, why in report.left[:2])
 
 
 def test_what_has_other_parts_is_left_with_a_reason() -> None:
     strided = layouts.FeedForward(8)
     strided.dwconv.stride = (2, 2)
-    made = nn.ModuleDict({"cross": layouts.CrossAttention(8, 2), "strided": strided})
+    odd = nn.Module()
+    odd.temperature = nn.Parameter(torch.ones(2, 1, 1))
+    made = nn.ModuleDict({"odd": odd, "strided": strided})
     report = cpl.patch(made)
     assert not report.patched
     said = str(report)
     assert "patched: nothing" in said
-    assert "cross (channel attention): it has no convolution qkv" in said
+    assert "odd (channel attention): it has no convolution qkv" in said
     assert "strided (gated feed-forward): dwconv is Conv2d(" in said
 
 
@@ -200,15 +193,16 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("keep", ["all", "products", "input"])
 @pytest.mark.parametrize("first", ["patch", "wrap"])
-def test_with_distributed_data_parallel(first: str) -> None:
+def test_with_distributed_data_parallel(first: str, keep: str) -> None:
     made, x = trained(layouts.model()), image()
     right = gradients(made, x)
     if first == "patch":
-        cpl.patch(made)
+        cpl.patch(made, keep)
     wrapped = nn.parallel.DistributedDataParallel(made)
     if first == "wrap":
-        assert cpl.patch(wrapped).patched[0][0].startswith("module.")
+        assert cpl.patch(wrapped, keep).patched[0][0].startswith("module.")
     wrapped(x).square().mean().backward()
     for p, slope in zip(made.parameters(), right, strict=True):
         torch.testing.assert_close(p.grad, slope, rtol=1e-3, atol=1e-5)
