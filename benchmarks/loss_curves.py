@@ -76,7 +76,7 @@ def draw(runs: dict[str, dict[str, Any]], path: Path) -> None:
     axes.set(
         xlabel="step", ylabel="loss", yscale="log", title="cplir-tiny, the demo's training, the same seed"
     )
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=2)  # beside the curves, not over them
     figure.savefig(path, dpi=120)
 
 
