@@ -31,7 +31,7 @@ class TransformerBlock(nn.Module):
         keep: what a forward pass keeps for the backward, in maps of x's size with the usual 2.66 hidden channels:
             "all" that the backward needs, about 19; the matrix "products", about 10, from which the rest is computed
             again; or the "input", 1, like torch.utils.checkpoint but without the last product. :func:`set_keep` sets
-            it for a whole network. Hooks on the block's parts run with "all" only.
+            it for a whole network. Hooks on the block's parts run with "all" only, and without gradients.
 
     Source: Restormer, arXiv 2111.09881, figure 2.
     """
@@ -62,6 +62,8 @@ class TransformerBlock(nn.Module):
         return self._keep_products(x) if self.keep == "products" else self._keep_input(x)
 
     def _infer(self, x: Tensor) -> Tensor:
+        if type(self.attn) is not MDTA or type(self.ffn) is not GDFN or any(map(_is_watched, self.modules())):
+            return self._keep_all(x)  # another part, or hooks that are to see whole maps
         rows = rows_of_a_strip(x.shape, self.ffn.project_in.out_channels, x.element_size(), x.device)
         if rows is None:
             return self._keep_all(x)
@@ -92,6 +94,10 @@ class TransformerBlock(nn.Module):
             (*self.norm2.tensors, ffn.project_in.weight, ffn.dwconv.weight),
             x,
         )
+
+
+def _is_watched(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks)
 
 
 def _attention_half(

@@ -133,7 +133,8 @@ class _Half:
         if not wanted:
             return dweight, [None] * len(self.leaves)
         edge = torch.autograd.graph.get_gradient_edge(self.output)
-        del self.output  # its numbers are not needed any more, only where it came from
+        # Its numbers are not needed any more. The tensor is: before torch 2.9 an edge does not keep its node alive.
+        self.output.data = self.output.new_empty(0)
         found = iter(torch.autograd.grad([edge], wanted, [doutput]))
         return dweight, [
             next(found) if leaf is not None and leaf.requires_grad else None for leaf in self.leaves

@@ -58,15 +58,15 @@ inline void convolve_row(const Ring<A>& rows, int64_t index, const A* taps, A bi
   }
 }
 
-// Sums of gradient * x moved by each tap, and of the gradient: in lanes over kFlush rows, then in fp64.
+// Sums of gradient * x moved by each tap, and of the gradient: in lanes over a row, over kFlush rows, then in fp64, so
+// that not many numbers are added up one after another.
 template <typename A>
 class TapSums {
  public:
   // Row `index` of the image and its gradient; both rows are zero behind their width.
   void add(const Ring<A>& rows, int64_t index, const A* gradient, int64_t width, double* sums) {
     const A* const x[3] = {rows.row(index - 1), rows.row(index), rows.row(index + 1)};
-    Vector part[kTaps + 1];
-    for (int64_t k = 0; k <= kTaps; ++k) part[k] = sums_[k];
+    Vector part[kTaps + 1] = {};
     for (int64_t j = 0; j < width; j += Lanes<A>::kCount) {
       const Vector g = Lanes<A>::load(gradient + j);
       for (int64_t i = 0; i < 3; ++i) {
@@ -74,7 +74,7 @@ class TapSums {
       }
       part[kTaps] += g;
     }
-    for (int64_t k = 0; k <= kTaps; ++k) sums_[k] = part[k];
+    for (int64_t k = 0; k <= kTaps; ++k) sums_[k] += part[k];
     if (++rows_ == kFlush) flush(sums);
   }
   void flush(double* sums) {
@@ -87,7 +87,7 @@ class TapSums {
 
  private:
   using Vector = typename Lanes<A>::Vector;
-  static constexpr int64_t kFlush = 32;
+  static constexpr int64_t kFlush = 8;
   Vector sums_[kTaps + 1] = {};
   int64_t rows_ = 0;
 };

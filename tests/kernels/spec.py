@@ -28,6 +28,9 @@ RULE, EXACT = "rule", "exact"
 CAST, WIDEN = "cast", "widen"
 
 
+Terms = Callable[[Inputs, Sequence[Tensor]], Mapping[str, Tensor]]
+
+
 @dataclass(frozen=True)
 class Case:
     """One call of one op, and the same in plain torch.
@@ -51,7 +54,7 @@ class Case:
     make: Callable[[torch.Generator], Inputs]
     call: Callable[..., Any]
     naive: Callable[..., Any]
-    terms: float | Callable[[Inputs, Sequence[Tensor]], Mapping[str, Tensor]] = 1.0
+    terms: float | Terms = 1.0
     floor: float | Mapping[str, float] = 0.0
 
     def inputs(self, dtype: torch.dtype, layout: str = "contiguous", seed: int = 0) -> Inputs:
@@ -59,6 +62,22 @@ class Case:
         return {
             name: lay_out(layout, x.to(dtype) if x.is_floating_point() else x) for name, x in made.items()
         }
+
+
+def sums_of_magnitudes(naive: Callable[..., Tensor]) -> Terms:
+    """The terms of an op that is linear in each of its floating inputs: its formula, and its gradients', of magnitudes.
+
+    So a sum that cancels, as a bias's gradient over a whole image, is allowed the rounding of what it adds up.
+    """
+
+    def terms(inputs: Inputs, gradients: Sequence[Tensor]) -> Mapping[str, Tensor]:
+        sizes = {n: x.abs().requires_grad_() if x.is_floating_point() else x for n, x in inputs.items()}
+        y = naive(**sizes)
+        leaves = [n for n, x in sizes.items() if x.requires_grad]
+        found = torch.autograd.grad(y, [sizes[n] for n in leaves], gradients[0].abs())
+        return {"y": y.detach()} | {f"gradient of {n}": g for n, g in zip(leaves, found, strict=True)}
+
+    return terms
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,20 @@ def test_with_a_graph_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     block()(torch.randn(1, 16, 20, 5, dtype=torch.float64)).sum().backward()
 
 
+@pytest.mark.usefixtures("few_rows")
+@torch.no_grad()
+def test_hooks_see_whole_maps_and_other_parts_run() -> None:
+    one, x = block(), torch.randn(1, 16, 20, 5, dtype=torch.float64)
+    heights: list[int] = []
+    handle = one.attn.qkv_dwconv.register_forward_pre_hook(lambda *_: None)
+    one.attn.qkv.register_forward_hook(lambda part, given, made: heights.append(made.shape[2]))
+    one(x)
+    assert heights == [20]
+    handle.remove()
+    one.ffn = nn.Identity()
+    torch.testing.assert_close(one(x), one._keep_all(x), rtol=0, atol=0)
+
+
 def test_when_they_pay() -> None:
     cpu, gpu, size = torch.device("cpu"), torch.device("cuda"), (1, 1, 512, 512)
     assert rows_of_a_strip((1, 1, 64, 64), 100, 4, cpu) is None  # 1.6 MB

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import cpl_kernels
-from tests.kernels.spec import CAST, Bad, Case, Inputs, OpSpec, randn
+from tests.kernels.spec import CAST, Bad, Case, Inputs, OpSpec, randn, sums_of_magnitudes
 
 
 def naive(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -29,8 +29,7 @@ def case(name: str, why: str, shape: Sequence[int], with_bias: bool = True, scal
         made = {"x": scale * randn(rng, *shape), "weight": randn(rng, shape[1], 1, 3, 3)}
         return made | {"bias": randn(rng, shape[1])} if with_bias else made
 
-    # Nine products of up to three deviations each beside a largest result of about as much.
-    return Case(name, why, make, cpl_kernels.dwconv, naive, terms=4, floor=scale)
+    return Case(name, why, make, cpl_kernels.dwconv, naive, sums_of_magnitudes(naive))
 
 
 def _random(shape: tuple[int, int, int, int], with_bias: bool) -> Case:
