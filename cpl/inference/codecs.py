@@ -38,6 +38,7 @@ _TIFF_LAYOUT = {
 }  # fmt: skip
 _ICC, _EXIF_IFD, _GPS_IFD = 34675, 34665, 34853
 _EXTRA_SAMPLES = 338
+_TILE_WIDTH = 322
 _UNDEFINED, _LONG = 7, 4
 _UINT32 = 2**32
 # None, LZW, Deflate (two numbers), PackBits, LZMA, ZSTD: what Pillow opens too, and of which tifffile takes no more
@@ -71,42 +72,30 @@ def netpbm_maximum(data: bytes) -> int:
     return int(fields[1]) if fields else 1
 
 
-def decode_deep(data: bytes, name: str, path: Path, size: tuple[int, int]) -> np.ndarray:
-    """uint16 [H, W] or [H, W, 2 to 4] as stored; raises whatever the decoder raises on damage.
+def check_tiff(image: Any, data: bytes, path: Path) -> None:
+    """Hold a TIFF's layout against the width and height that Pillow read, before anything is decoded.
 
-    Args:
-        size: width and height as Pillow reads the header, turned or not: what limits were held against.
+    Its other tags can ask a decoder for far more memory than these (ImageDepth, tiles, tags given twice).
 
     Raises:
-        ImageError: the decoder would read another size than that, or the pixels are of a kind that is not supported.
+        ImageError: they do, or 16-bit pixels are packed in a way that is not read.
     """
-    if name == "PNG":
-        pixels = require("train", "imagecodecs").png_decode(data)
-    else:
-        tifffile = require("train", "tifffile")
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
-            page = file.pages[0]
-            _check_layout(page, size, path)
-            if page.compression != 1:
-                require("train", "imagecodecs")  # tifffile would name it in its own words
-            pixels = page.asarray()
-            if page.planarconfig == 2 and pixels.ndim == 3:
-                pixels = np.moveaxis(pixels, 0, -1)
-            if page.photometric == 0:  # white is zero
-                pixels = np.iinfo(pixels.dtype).max - pixels
-    if pixels.dtype != np.uint16 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] > 4):
+    deep = is_deep(image, data)
+    if not deep and _TILE_WIDTH not in image.tag_v2:  # libtiff itself refuses strips that are too long
+        return
+    width, height = image.size  # turned as shown
+    with require("train", "tifffile").TiffFile(io.BytesIO(data)) as file:
+        page = file.pages[0]
+    tile = page.tiledepth * page.tilewidth * page.tilelength if page.is_tiled else 0
+    if tile > max(width * height, _LARGE_TILE):
         raise ImageError(
-            f"{path}: {pixels.dtype} pixels of shape {pixels.shape} are not supported; convert to RGB"
+            f"{path}: its tiles of {page.tilewidth}x{page.tilelength}x{page.tiledepth} are far larger than its "
+            f"{width}x{height} pixels; save it without tiles"
         )
-    return pixels
-
-
-def _check_layout(page: Any, size: tuple[int, int], path: Path) -> None:
-    """A TIFF's tags can ask tifffile for far more memory than the width and height that Pillow read (ImageDepth,
-    tags given twice, tiles); such a file is refused before anything is decoded."""
-    width, height = size
+    if not deep:
+        return
     if (
-        sorted((page.imagewidth, page.imagelength)) != sorted(size)
+        sorted((page.imagewidth, page.imagelength)) != sorted((width, height))
         or page.imagedepth != 1
         or page.samplesperpixel > 4
     ):
@@ -119,12 +108,31 @@ def _check_layout(page: Any, size: tuple[int, int], path: Path) -> None:
             f"{path}: 16-bit pixels with TIFF compression {int(page.compression)} are not read; save it with LZW or "
             "Deflate"
         )
-    tile = page.tiledepth * page.tilewidth * page.tilelength if page.is_tiled else 0
-    if tile > max(width * height, _LARGE_TILE):
+
+
+def decode_deep(data: bytes, name: str, path: Path) -> np.ndarray:
+    """uint16 [H, W] or [H, W, 2 to 4] as stored; of a TIFF that :func:`check_tiff` let pass.
+
+    Raises:
+        ImageError: pixels of a kind that is not supported; and whatever the decoder raises on damage.
+    """
+    if name == "PNG":
+        pixels = require("train", "imagecodecs").png_decode(data)
+    else:
+        with require("train", "tifffile").TiffFile(io.BytesIO(data)) as file:
+            page = file.pages[0]
+            if page.compression != 1:
+                require("train", "imagecodecs")  # tifffile would name it in its own words
+            pixels = page.asarray()
+            if page.planarconfig == 2 and pixels.ndim == 3:
+                pixels = np.moveaxis(pixels, 0, -1)
+            if page.photometric == 0:  # white is zero
+                pixels = np.iinfo(pixels.dtype).max - pixels
+    if pixels.dtype != np.uint16 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] > 4):
         raise ImageError(
-            f"{path}: its tiles of {page.tilewidth}x{page.tilelength}x{page.tiledepth} are far larger than its "
-            f"{width}x{height} pixels; save it without tiles"
+            f"{path}: {pixels.dtype} pixels of shape {pixels.shape} are not supported; convert to RGB"
         )
+    return pixels
 
 
 def png_chunks(data: bytes) -> Chunks:

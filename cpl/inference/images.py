@@ -251,6 +251,7 @@ def _decode(image: Any, data: bytes, path: Path) -> ImageFile:
     if name == "PNG":
         extra["chunks"] = codecs.png_chunks(data)
     elif name == "TIFF":  # before load(), which drops tags
+        codecs.check_tiff(image, data, path)
         extra["tags"] = codecs.tiff_tags(image)
         exif = None
     else:
@@ -261,7 +262,7 @@ def _decode(image: Any, data: bytes, path: Path) -> ImageFile:
     if name == "PPM" and mode == "I":
         raise ImageError(f"{path}: a PGM with more than 8 bits is not read; convert it to a 16-bit PNG")
     if codecs.is_deep(image, data):
-        stored, bits = codecs.decode_deep(data, name, path, image.size), 16
+        stored, bits = codecs.decode_deep(data, name, path), 16
         pixels = upright(stored, orientation)
     else:
         stored, bits = np.asarray(_plain(image, path)), 8

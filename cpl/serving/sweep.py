@@ -39,7 +39,7 @@ def swept(folder: Path, every: float = EVERY, age: float = AGE) -> Iterator[None
 
 
 def sweep(folder: Path, before: float, kept: Set[Path] = frozenset()) -> None:
-    """Delete the files under ``folder``, but for ``kept``, last written before ``before``, in seconds as time.time()."""
+    """Delete the files under ``folder``, but for ``kept``, last written before ``before`` (seconds, time.time())."""
     for path in _files(folder):
         # What cannot be looked at or deleted is tried again the next time; others delete here too.
         with contextlib.suppress(OSError):

@@ -294,6 +294,7 @@ def tiff(*entries: tuple[int, int], count: int = 16) -> bytes:
 
 
 GREY16 = ((256, 16), (257, 16), (258, 16), (259, 8), (262, 1), (277, 1))
+GREY8 = (*GREY16[:2], (258, 8), *GREY16[3:])
 STRIP = (278, 16)
 LARGE = ((322, 65536), (323, 65536))
 
@@ -305,11 +306,13 @@ LARGE = ((322, 65536), (323, 65536))
         (tiff((256, 60000), *GREY16, STRIP), r"\(16, 60000\), which are not one picture of 16x16"),
         (tiff(*GREY16, *LARGE), "tiles of 65536x65536x1 are far larger than its 16x16"),
         (tiff(*GREY16, (322, 1024), (323, 1024), (32998, 1024)), "tiles of 1024x1024x1024"),
+        (tiff(*GREY8, *LARGE), "tiles of 65536x65536x1"),
+        (tiff(*GREY8, *LARGE, (322, 16), (323, 16)), "tiles of 65536x65536x1"),  # libtiff takes the first
         # These have a header of their own, and with it a size of their own.
         (tiff(*GREY16[:3], (259, 7), *GREY16[4:], STRIP), "compression 7 .*LZW or Deflate"),
         (tiff(*GREY16[:3], (259, 50001), *GREY16[4:], STRIP), "compression 50001"),
     ],
-    ids=["depth", "two widths", "large tile", "deep tile", "JPEG", "WebP"],
+    ids=["depth", "two widths", "large tile", "deep tile", "8 bits", "8 bits, two tiles", "JPEG", "WebP"],
 )
 def test_a_small_tiff_does_not_ask_for_much_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, words: str
@@ -318,22 +321,24 @@ def test_a_small_tiff_does_not_ask_for_much_memory(
         raise AssertionError("it was decoded")
 
     monkeypatch.setattr(tifffile.TiffPage, "asarray", decode)
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", decode)
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(ImageError, match=rf"a\.tif: .*{words}"):
         read_image(tmp_path / "a.tif")
 
 
-def test_usual_layouts_of_16_bit_tiffs_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [8, 16])
+def test_usual_layouts_of_tiffs_are_read(tmp_path: Path, bits: int) -> None:
     (tmp_path / "a.tif").write_bytes(tiff(*GREY16, STRIP, count=512))
     assert read_image(tmp_path / "a.tif").rgb.shape == (16, 16, 3)
     layouts: list[dict[str, Any]] = [{"compression": name} for name in ("zlib", "packbits", "lzma", "zstd")]
     layouts += [{"tile": (64, 128)}, {"planarconfig": "separate"}, {"rowsperstrip": 2, "predictor": True}]
     for layout in layouts:
-        pixels = noise(3, 16)
+        pixels = noise(3, bits)
         given = np.moveaxis(pixels, -1, 0) if "planarconfig" in layout else pixels
         layout = {"compression": "lzw", **layout}
         tifffile.imwrite(tmp_path / "a.tif", given, photometric="rgb", **layout)
-        np.testing.assert_array_equal(np.rint(read_image(tmp_path / "a.tif").rgb * 65535), pixels)
+        np.testing.assert_array_equal(np.rint(read_image(tmp_path / "a.tif").rgb * (2**bits - 1)), pixels)
 
 
 def test_other_format_by_suffix(tmp_path: Path) -> None:
