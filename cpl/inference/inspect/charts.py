@@ -15,10 +15,8 @@ from cpl.models.config import LEVELS
 
 _BLUE, _ORANGE, _GREY = "#2563eb", "#ea580c", "#9ca3af"
 _LARGEST_LABELLED = 12  # prompts: with more, the numbers in the cells would touch
-_CELL = (
-    150,
-    600,
-)  # pixels, the largest height and width of each picture of the sheet: a JPEG has at most 65500
+# Pixels, the largest height and width of each picture of the sheet: a JPEG has at most 65500 a side.
+_CELL = (150, 600)
 _GAP, _CAPTION = 6, 20
 
 

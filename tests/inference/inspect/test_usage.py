@@ -158,12 +158,13 @@ def test_the_usage_is_tabulated_once_for_all_photos(monkeypatch: pytest.MonkeyPa
 
 
 def test_photos_with_the_same_shares_have_no_spread() -> None:
-    shares = (1 / 3, 0.1, 1 - 1 / 3 - 0.1)
-    images = [image(task, f"p{n}", shares) for task in ("noise", "rain") for n in range(7)]
-    usage = Usage.of(images)
-    assert (usage.right, usage.judged) == (0, 14)
-    # No square root of what rounding leaves below zero.
-    assert all(0 <= s < 1e-6 for _, o in usages._each_and_others(images, usage) for s in o.spread[1])
+    for outlier in np.linspace(0.05, 0.6, 12).tolist():
+        rows = [(outlier, 0.1, 0.9 - outlier), *[(1 / 3, 0.1, 0.9 - 1 / 3)] * 6]
+        images = [image(task, f"p{n}", row) for task in ("noise", "rain") for n, row in enumerate(rows)]
+        own, others = next(iter(usages._each_and_others(images, Usage.of(images))))
+        assert own[0].choices[0].shares == rows[0]
+        # No square root of what rounding leaves below zero.
+        assert all(0 <= spread < 1e-6 for spread in others.spread[1])
 
 
 def test_a_table_is_written_and_read(inspection: Inspection, network: Restorer, tmp_path: Path) -> None:
