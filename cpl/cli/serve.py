@@ -15,7 +15,7 @@ Serve a web page: drop a photo (or take one that is offered), add a degradation 
 before and after, with the prompts that the model's routers chose at each level.
 
 The page is for this machine alone, unless --host says otherwise; there is no password. Nothing is downloaded
-and nothing is sent to anyone. What is uploaded is deleted when the server stops. Ctrl-C stops it."""
+and nothing is sent to anyone. What is uploaded is deleted after an hour, and when the server stops. Ctrl-C stops it."""
 EPILOG = """\
 examples:
   cpl serve --checkpoint demo/model.safetensors
@@ -46,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"else {' '.join(OFFERED)})",
     )
     parser.add_argument(
-        "--megapixels", type=float, default=12.0, metavar="N", help="largest photo taken (default: 12)"
+        "--megapixels",
+        type=float,
+        default=12.0,
+        metavar="N",
+        help="largest photo taken, at most 178 (default: 12)",
     )
     parser.add_argument("--upload", default="32MB", metavar="SIZE", help="largest file taken (default: 32MB)")
     parser.add_argument(
@@ -61,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from cpl.errors import CplError
+    from cpl.extras import require
     from cpl.inference.inspect.usage import read_usage
     from cpl.inference.load import HOW_TO_GET_ONE, load_model
     from cpl.inference.streaming.limits import parse_memory
@@ -69,8 +74,13 @@ def run(args: argparse.Namespace) -> int:
 
     if args.checkpoint is None:
         raise CplError(f"a trained model is needed, --checkpoint FILE: {HOW_TO_GET_ONE}")
-    if not 0 < args.megapixels <= 1000:
-        raise CplError(f"--megapixels must be above 0 and at most 1000, got {args.megapixels:g}")
+    # Pillow refuses a header with more than twice its limit, whatever is said here.
+    most = 2 * require("demo", "PIL.Image").MAX_IMAGE_PIXELS // 10**6
+    if not 0 < args.megapixels <= most:
+        raise CplError(
+            f"--megapixels must be above 0 and at most {most}, got {args.megapixels:g}; Pillow, which reads the "
+            "photos, refuses larger ones"
+        )
     try:
         memory = parse_memory(args.memory)
     except ValueError as error:

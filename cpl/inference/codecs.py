@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from cpl.errors import CplError
 from cpl.extras import require
+from cpl.inference.images import ImageError
 
 Chunks = list[tuple[bytes, bytes]]
 Tags = dict[int, tuple[int, Any]]  # tag -> (TIFF type, value)
@@ -38,8 +38,13 @@ _TIFF_LAYOUT = {
 }  # fmt: skip
 _ICC, _EXIF_IFD, _GPS_IFD = 34675, 34665, 34853
 _EXTRA_SAMPLES = 338
+_TILE_WIDTH = 322
 _UNDEFINED, _LONG = 7, 4
 _UINT32 = 2**32
+# None, LZW, Deflate (two numbers), PackBits, LZMA, ZSTD: what Pillow opens too, and of which tifffile takes no more
+# than the layout calls for. Of a kind with a header of its own (JPEG, WebP) it would decode as much as that says.
+_TIFF_COMPRESSIONS = {1, 5, 8, 32946, 32773, 34925, 50000}
+_LARGE_TILE = 4096 * 4096  # pixels; a small picture may lie in one tile that is larger than it
 
 
 def pillow_bytes(pixels: np.ndarray, name: str, **options: Any) -> bytes:
@@ -67,15 +72,56 @@ def netpbm_maximum(data: bytes) -> int:
     return int(fields[1]) if fields else 1
 
 
+def check_tiff(image: Any, data: bytes, path: Path) -> None:
+    """Hold a TIFF's layout against the width and height that Pillow read, before anything is decoded.
+
+    Its other tags can ask a decoder for far more memory than these (ImageDepth, tiles, tags given twice).
+
+    Raises:
+        ImageError: they do, or 16-bit pixels are packed in a way that is not read.
+    """
+    deep = is_deep(image, data)
+    if not deep and _TILE_WIDTH not in image.tag_v2:  # libtiff itself refuses strips that are too long
+        return
+    width, height = image.size  # turned as shown
+    with require("train", "tifffile").TiffFile(io.BytesIO(data)) as file:
+        page = file.pages[0]
+    tile = page.tiledepth * page.tilewidth * page.tilelength if page.is_tiled else 0
+    if tile > max(width * height, _LARGE_TILE):
+        raise ImageError(
+            f"{path}: its tiles of {page.tilewidth}x{page.tilelength}x{page.tiledepth} are far larger than its "
+            f"{width}x{height} pixels; save it without tiles"
+        )
+    if not deep:
+        return
+    if (
+        sorted((page.imagewidth, page.imagelength)) != sorted((width, height))
+        or page.imagedepth != 1
+        or page.samplesperpixel > 4
+    ):
+        raise ImageError(
+            f"{path}: stores pixels of shape {page.shape}, which are not one picture of {width}x{height} pixels; "
+            "save it as a plain RGB TIFF or PNG"
+        )
+    if page.compression not in _TIFF_COMPRESSIONS:
+        raise ImageError(
+            f"{path}: 16-bit pixels with TIFF compression {int(page.compression)} are not read; save it with LZW or "
+            "Deflate"
+        )
+
+
 def decode_deep(data: bytes, name: str, path: Path) -> np.ndarray:
-    """uint16 [H, W] or [H, W, 2 to 4] as stored; raises whatever the decoder raises on damage."""
+    """uint16 [H, W] or [H, W, 2 to 4] as stored; of a TIFF that :func:`check_tiff` let pass.
+
+    Raises:
+        ImageError: pixels of a kind that is not supported; and whatever the decoder raises on damage.
+    """
     if name == "PNG":
         pixels = require("train", "imagecodecs").png_decode(data)
     else:
-        tifffile = require("train", "tifffile")
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
+        with require("train", "tifffile").TiffFile(io.BytesIO(data)) as file:
             page = file.pages[0]
-            if any(code in (5, 7, 34712, 50000) for code in (page.compression,)):
+            if page.compression != 1:
                 require("train", "imagecodecs")  # tifffile would name it in its own words
             pixels = page.asarray()
             if page.planarconfig == 2 and pixels.ndim == 3:
@@ -83,7 +129,7 @@ def decode_deep(data: bytes, name: str, path: Path) -> np.ndarray:
             if page.photometric == 0:  # white is zero
                 pixels = np.iinfo(pixels.dtype).max - pixels
     if pixels.dtype != np.uint16 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] > 4):
-        raise CplError(
+        raise ImageError(
             f"{path}: {pixels.dtype} pixels of shape {pixels.shape} are not supported; convert to RGB"
         )
     return pixels

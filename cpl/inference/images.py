@@ -135,7 +135,8 @@ def decode_image(data: bytes, source: Path) -> tuple[ImageFile, list[str]]:
     try:
         with image_module.open(io.BytesIO(data), formats=_FORMATS) as image:
             file = _decode(image, data, source)
-            frames = getattr(image, "n_frames", 1)
+            # Not how many: to count them, Pillow reads a TIFF's chain of pages in quadratic time.
+            several = bool(getattr(image, "is_animated", False))
     except (ImageError, CplError):
         raise
     except image_module.DecompressionBombError as error:
@@ -154,8 +155,8 @@ def decode_image(data: bytes, source: Path) -> tuple[ImageFile, list[str]]:
     losses: list[str] = []
     if file.format == "PPM" and codecs.netpbm_maximum(data) > 255:
         losses.append("has more than 8 bits per channel, of which 8 are used; a 16-bit PNG keeps them")
-    if frames > 1:
-        losses.append(f"has {frames} frames or pages; only the first is used")
+    if several:
+        losses.append("has more than one frame or page; only the first is used")
     if file.mode in ("P", "PA"):
         losses.append("is a palette image and is written as RGB, since restoring makes new colours")
     elif file.mode == "1":
@@ -250,6 +251,7 @@ def _decode(image: Any, data: bytes, path: Path) -> ImageFile:
     if name == "PNG":
         extra["chunks"] = codecs.png_chunks(data)
     elif name == "TIFF":  # before load(), which drops tags
+        codecs.check_tiff(image, data, path)
         extra["tags"] = codecs.tiff_tags(image)
         exif = None
     else:

@@ -3,5 +3,7 @@
 session  what happens to one photo; knows nothing of the page
 panels   what is shown of it, as HTML
 page     the page itself (gradio)
+guard    what is refused before the page sees it
+sweep    old files deleted
 server   where it listens, and how it ends
 """

@@ -113,7 +113,7 @@ def build(handlers: Handlers, about: str) -> Any:
     ]
     limits = session.limits
     # Nothing is measured or sent: gradio would else ask its makers' server for its newest version.
-    with gr.Blocks(title="CPL: restore a photo", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title="CPL: restore a photo", analytics_enabled=False) as page:
         gr.HTML(
             "<h1>Restore a photo</h1>"
             f"<p>One network for noise, blur, rain, haze and low light. {html.escape(about)}</p>",

@@ -17,7 +17,9 @@ import numpy as np
 from cpl.errors import CplError
 from cpl.extras import require
 from cpl.inference.images import write_image
+from cpl.serving.guard import UploadsOnly
 from cpl.serving.session import AS_IT_IS, Session
+from cpl.serving.sweep import swept
 from cpl.serving.worker import Worker
 
 _GRACE = 2  # seconds that open connections have to finish when the server stops
@@ -117,9 +119,14 @@ def serve(
                     ready()
 
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE, server_header=False
+            UploadsOnly(app),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=_GRACE,
+            server_header=False,
         )
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has ended
+        # uvicorn raises the signal again once it has ended.
+        with contextlib.suppress(KeyboardInterrupt), swept(folder):
             Server(config).run(sockets=[listening])
         return worker.busy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from cpl.inference.metrics import psnr
 from cpl.inference.restore import restore
 from cpl.inference.routing import Choice, watch_routing
 from cpl.inference.streaming.limits import parse_memory, untiled_bytes
-from cpl.models.restorer import Restorer
+from cpl.models.restorer import MULTIPLE, Restorer
 
 AS_IT_IS = ""  # instead of a degradation's name: restore the photo that was given
 
@@ -33,7 +34,7 @@ class Limits:
 
     Attributes:
         upload_bytes: of a file.
-        pixels: of a photo.
+        pixels: of a photo, height and width rounded up to the multiple of 8 that the network works on.
         memory: bytes that restoring takes beside the model; a photo that would take more is restored strip by
             strip, to the same result.
     """
@@ -132,30 +133,42 @@ class Session:
 
     def _read(self, path: Path) -> ImageFile:
         try:
-            if path.stat().st_size > self.limits.upload_bytes:
-                raise CplError(f"This file is larger than {self.limits.upload_bytes / 2**20:.3g} MiB.")
-            width, height = _size(path)
-            if width * height > self.limits.pixels:
-                raise CplError(
-                    f"This photo has {width}x{height} pixels, and {self.limits.pixels / 1e6:g} megapixels are taken "
-                    "here: make it smaller."
-                )
-            return read_image(path)
-        except ImageError as error:
-            # The file's name here is a temporary one, which says nothing to the visitor.
-            told = str(error).replace(str(path), "").removeprefix(": ").strip()
-            raise CplError(f"This file cannot be restored: {told}") from error
+            self._check_limits(path)
+            try:
+                return read_image(path)
+            except CplError as error:
+                # The file's name here is a temporary one, which says nothing to the visitor.
+                raise CplError(f"This file cannot be restored: {_without(path, error)}") from error
         except OSError as error:
             raise CplError("This file is gone or cannot be read; upload it again.") from error
+
+    def _check_limits(self, path: Path) -> None:
+        if path.stat().st_size > self.limits.upload_bytes:
+            raise CplError(f"This file is larger than {self.limits.upload_bytes / 2**20:.3g} MiB.")
+        try:
+            width, height = _size(path)
+        except ImageError as error:
+            raise CplError(f"This file cannot be restored: {error}") from error
+        whole = -(-width // MULTIPLE) * MULTIPLE, -(-height // MULTIPLE) * MULTIPLE
+        if whole[0] * whole[1] > self.limits.pixels:
+            seen = width * height > self.limits.pixels
+            counted = "" if seen else f" (worked on as {whole[0]}x{whole[1]})"
+            raise CplError(
+                f"This photo has {width}x{height} pixels{counted}, and {self.limits.pixels / 1e6:g} megapixels are "
+                "taken here: make it smaller."
+            )
 
     def _restore(
         self, image: np.ndarray, progress: Callable[[float], None]
     ) -> tuple[np.ndarray, list[Choice]]:
         memory = self._memory(image)
-        if not self.has_prompts:
-            return restore(self.model, image, dtype=self.dtype, memory=memory, progress=progress), []
-        with watch_routing(self.model) as routing:
-            after = restore(self.model, image, dtype=self.dtype, memory=memory, progress=progress)
+        try:
+            if not self.has_prompts:
+                return restore(self.model, image, dtype=self.dtype, memory=memory, progress=progress), []
+            with watch_routing(self.model) as routing:
+                after = restore(self.model, image, dtype=self.dtype, memory=memory, progress=progress)
+        except CplError as error:  # of a full disk, which names the folder for scratch files
+            raise CplError(str(error).replace(tempfile.gettempdir(), "the server's disk")) from error
         return after, routing.choices()[0]
 
     def _memory(self, image: np.ndarray) -> int | None:
@@ -180,8 +193,16 @@ def restored_name(name: str, like: ImageFile) -> str:
 
 
 def save_answer(answer: Answer, path: str | os.PathLike[str]) -> None:
-    """Write the restored photo with its source's format, bit depth, transparency, EXIF and colour profile."""
-    write_image(path, answer.after, answer.source)
+    """Write the restored photo with its source's format, bit depth, transparency, EXIF and colour profile.
+
+    Raises:
+        CplError: the format cannot hold it; names no path of this machine.
+        OSError: the file cannot be written.
+    """
+    try:
+        write_image(path, answer.after, answer.source)
+    except CplError as error:
+        raise CplError(f"The restored photo cannot be saved: {_without(Path(path), error)}") from error
 
 
 def parse_upload(size: str) -> int:
@@ -194,6 +215,11 @@ def parse_upload(size: str) -> int:
         return parse_memory(size)
     except ValueError:
         raise CplError(f"--upload must be a size like '32MB', got {size!r}") from None
+
+
+def _without(path: Path, error: CplError) -> str:
+    """What the error says, without the path that it names."""
+    return str(error).replace(str(path), "").removeprefix(": ").strip()
 
 
 def _size(path: Path) -> tuple[int, int]:

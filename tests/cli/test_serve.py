@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("gradio", reason="cpl serve needs the extra [demo]")
 
@@ -90,6 +91,12 @@ def test_options(run: Any, checkpoint: Path, served: list[Any]) -> None:
     assert served[0].dtype == "bf16"
 
 
+def test_the_largest_photo_is_what_pillow_takes(run: Any, checkpoint: Path, served: list[Any]) -> None:
+    assert run("serve", "--checkpoint", checkpoint, "--port", 0, "--megapixels", 178).status == 0
+    pixels = served[0].limits.pixels
+    assert pixels <= 2 * Image.MAX_IMAGE_PIXELS < pixels + 10**6
+
+
 def test_the_demonstration_s_degradations(run: Any, served: list[Any], tmp_path: Path) -> None:
     tasks = ["noise", "blur", "rain", "haze", "low_light"]
     torch.manual_seed(0)
@@ -138,6 +145,8 @@ def test_refusals(
     monkeypatch.setattr(load, "load_model", load_nothing)
     one_error(run(*command, "--port", 99999), "--port", "99999")
     one_error(run(*command, "--megapixels", 0), "--megapixels", "got 0")
+    # Of 179 million pixels Pillow refuses the header.
+    one_error(run(*command, "--megapixels", 179), "--megapixels", "at most 178, got 179", "Pillow")
     one_error(run(*command, "--upload", "much"), "--upload", "'much'")
     one_error(run(*command, "--memory", "much"), "--memory", "'much'")
     with socket.socket() as taken:

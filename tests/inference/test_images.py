@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import subprocess
 import sys
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ pytest.importorskip("PIL", reason="reading images needs the extra [train]")
 pytest.importorskip("imagecodecs", reason="16-bit images need the extra [train]")
 import imagecodecs
 import tifffile
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from cpl.inference import codecs
 from cpl.inference.images import (
@@ -256,9 +258,87 @@ def test_first_frame_with_a_warning(tmp_path: Path) -> None:
         frames[0].save(
             path, save_all=True, append_images=frames[1:], **({"lossless": True} if suffix == "webp" else {})
         )
-        with pytest.warns(ImageWarning, match="2 frames"):
+        with pytest.warns(ImageWarning, match="more than one frame or page; only the first"):
             file = read_image(path)
         np.testing.assert_array_equal(np.rint(file.rgb * 255), noise(3))
+
+
+def test_pages_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of some megabytes can hold a chain of so many that following it takes minutes."""
+    loads: list[int] = []
+    load = TiffImagePlugin.ImageFileDirectory_v2.load
+
+    def counted(*args: Any) -> None:
+        loads.append(1)
+        load(*args)
+
+    monkeypatch.setattr(TiffImagePlugin.ImageFileDirectory_v2, "load", counted)
+    numbers = []
+    for pages in (2, 30):
+        tifffile.imwrite(tmp_path / "a.tif", np.stack([noise(3)] * pages), photometric="rgb")
+        loads.clear()
+        with pytest.warns(ImageWarning, match="more than one"):
+            read_image(tmp_path / "a.tif")
+        numbers.append(len(loads))
+    assert numbers[0] == numbers[1] > 0
+
+
+def tiff(*entries: tuple[int, int], count: int = 16) -> bytes:
+    """A little-endian TIFF with these tags, in this order; its one strip or tile is ``count`` zeros, deflated."""
+    data = zlib.compress(bytes(count))
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    start = 8 + 2 + 12 * (len(entries) + 2) + 4
+    offset, length = (324, 325) if 322 in dict(entries) else (273, 279)
+    table += struct.pack("<HHIIHHII", offset, 4, 1, start, length, 4, 1, len(data))
+    return struct.pack("<2sHIH", b"II", 42, 8, len(entries) + 2) + table + bytes(4) + data
+
+
+GREY16 = ((256, 16), (257, 16), (258, 16), (259, 8), (262, 1), (277, 1))
+GREY8 = (*GREY16[:2], (258, 8), *GREY16[3:])
+STRIP = (278, 16)
+LARGE = ((322, 65536), (323, 65536))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (tiff(*GREY16, STRIP, (32997, 300)), r"\(300, 16, 16\), which are not one picture of 16x16"),
+        (tiff((256, 60000), *GREY16, STRIP), r"\(16, 60000\), which are not one picture of 16x16"),
+        (tiff(*GREY16, *LARGE), "tiles of 65536x65536x1 are far larger than its 16x16"),
+        (tiff(*GREY16, (322, 1024), (323, 1024), (32998, 1024)), "tiles of 1024x1024x1024"),
+        (tiff(*GREY8, *LARGE), "tiles of 65536x65536x1"),
+        (tiff(*GREY8, *LARGE, (322, 16), (323, 16)), "tiles of 65536x65536x1"),  # libtiff takes the first
+        # These have a header of their own, and with it a size of their own.
+        (tiff(*GREY16[:3], (259, 7), *GREY16[4:], STRIP), "compression 7 .*LZW or Deflate"),
+        (tiff(*GREY16[:3], (259, 50001), *GREY16[4:], STRIP), "compression 50001"),
+    ],
+    ids=["depth", "two widths", "large tile", "deep tile", "8 bits", "8 bits, two tiles", "JPEG", "WebP"],
+)
+def test_a_small_tiff_does_not_ask_for_much_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, words: str
+) -> None:
+    def decode(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", decode)
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", decode)
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(ImageError, match=rf"a\.tif: .*{words}"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_usual_layouts_of_tiffs_are_read(tmp_path: Path, bits: int) -> None:
+    (tmp_path / "a.tif").write_bytes(tiff(*GREY16, STRIP, count=512))
+    assert read_image(tmp_path / "a.tif").rgb.shape == (16, 16, 3)
+    layouts: list[dict[str, Any]] = [{"compression": name} for name in ("zlib", "packbits", "lzma", "zstd")]
+    layouts += [{"tile": (64, 128)}, {"planarconfig": "separate"}, {"rowsperstrip": 2, "predictor": True}]
+    for layout in layouts:
+        pixels = noise(3, bits)
+        given = np.moveaxis(pixels, -1, 0) if "planarconfig" in layout else pixels
+        layout = {"compression": "lzw", **layout}
+        tifffile.imwrite(tmp_path / "a.tif", given, photometric="rgb", **layout)
+        np.testing.assert_array_equal(np.rint(read_image(tmp_path / "a.tif").rgb * (2**bits - 1)), pixels)
 
 
 def test_other_format_by_suffix(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_the_page_is_closed(handlers: Handlers, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
     page = build(handlers, "<b>")
     assert page.analytics_enabled is False
+    assert page.delete_cache is None  # its own would take the examples' pictures along: cpl/serving/sweep.py
     config = page.get_config_file()
     assert all(event["api_visibility"] == "private" for event in config["dependencies"])
     restoring = [fn for fn in page.fns.values() if fn.concurrency_id == "model"]

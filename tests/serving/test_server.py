@@ -8,6 +8,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -20,8 +21,10 @@ pytest.importorskip("gradio", reason="the page needs the extra [demo]")
 
 from cpl.errors import CplError
 from cpl.models.restorer import Restorer
+from cpl.serving import server as servers
 from cpl.serving.server import examples, is_loopback, open_socket, serve, url_of
 from cpl.serving.session import Session
+from cpl.serving.sweep import swept
 from tests.serving.conftest import Served, png
 
 
@@ -78,7 +81,7 @@ def join(url: str, path: str) -> None:
     with urllib.request.urlopen(f"{url}/config", timeout=30) as answer:
         events = json.loads(answer.read())["dependencies"]
     button = next(event["id"] for event in events if len(event["inputs"]) == 2)
-    photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    photo = {"path": path, "url": f"{url}/gradio_api/file={path}", "meta": {"_type": "gradio.FileData"}}
     data = {"data": [photo, ""], "fn_index": button, "session_hash": "x"}
     request = urllib.request.Request(f"{url}/gradio_api/queue/join", json.dumps(data).encode())
     request.add_header("Content-Type", "application/json")
@@ -115,6 +118,57 @@ def test_only_uploads_are_restored(served: Served, tmp_path: Path) -> None:
     assert '"success":false' in said
     assert "restored" not in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "route", ["queue/join", "run/restore", "api/restore", "call/restore", "call/v2/restore"]
+)
+def test_nothing_is_fetched_for_a_visitor(served: Served, route: str) -> None:
+    """A photo named by its address instead of uploaded."""
+    photo = {"path": "http://photos.invalid/a.png", "meta": {"_type": "gradio.FileData"}}
+    data = json.dumps({"data": [photo, ""], "fn_index": 0, "session_hash": "y"}).encode()
+    request = urllib.request.Request(f"{served.url}/gradio_api/{route}", data)
+    request.add_header("Content-Type", "application/json")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=30)
+    assert caught.value.code == 400
+    assert "uploaded here, not fetched" in caught.value.read().decode()
+
+
+def test_a_broken_off_upload_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(servers, "swept", lambda folder: swept(folder, every=0.05, age=1))
+    counts: list[int] = []
+    own: set[Path] = set()
+
+    def files() -> set[Path]:
+        return {path for path in tmp_path.rglob("*") if path.is_file()}
+
+    def wait(for_more: bool) -> None:
+        until = time.monotonic() + 30
+        while (len(files()) > len(own)) is not for_more and time.monotonic() < until:
+            time.sleep(0.02)
+        counts.append(len(files()) - len(own))
+
+    def use_and_end() -> None:
+        try:
+            own.update(files())
+            host, port = listening.getsockname()
+            with socket.create_connection((host, port)) as connection:
+                head = "POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n"
+                head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+                part = b'--x\r\nContent-Disposition: form-data; name="files"; filename="b.png"\r\n\r\n'
+                connection.sendall(head.encode() + part + bytes(300_000))
+                wait(for_more=True)
+            wait(for_more=False)
+            counts.append(len(own - files()))
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with open_socket("127.0.0.1", 0) as listening:
+        serve(Session(nn.Identity(), {}), listening, ready=threading.Timer(0.1, use_and_end).start)
+    assert own
+    assert counts == [1, 0, 0]  # there, gone, and the page's own files are still there
 
 
 def test_the_page_says_nothing_that_is_not_needed(served: Served) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import nn
 import cpl
 from cpl.data.seeding import generator
 from cpl.degradations import create
-from cpl.errors import CplError
+from cpl.errors import CplError, MissingExtra
 from cpl.inference import restore as restoring
 from cpl.inference.images import read_image
 from cpl.inference.inspect import Usage
@@ -74,9 +76,10 @@ def test_the_restored_file_is_like_the_upload(network: Restorer, tmp_path: Path)
         ("a.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image of a kind"),
         ("a.png", b"GIF89a\x01\x00\x01\x00\x00\x00\x00;", "no image of a kind"),
         ("a.png", png(200, 101), "200x101 pixels, and 0.02 megapixels"),
+        ("a.png", png(1, 3000), r"1x3000 pixels \(worked on as 8x3000\), and 0.02 megapixels"),
         ("a.png", png() + bytes(100_000), "larger than 0.0954 MiB"),
     ],
-    ids=["text", "empty", "cut", "header alone", "bomb", "svg", "gif", "many pixels", "many bytes"],
+    ids=["text", "empty", "cut", "header alone", "bomb", "svg", "gif", "many pixels", "narrow", "many bytes"],
 )
 def test_bad_files_are_told_of(
     network: Restorer, tmp_path: Path, name: str, content: bytes, words: str
@@ -96,6 +99,41 @@ def test_nothing_is_decoded_before_its_size_is_known(
     monkeypatch.setattr(sessions, "read_image", decode)
     with pytest.raises(CplError, match="megapixels"):
         Session(network, {}, limits=Limits(pixels=900)).answer(upload(tmp_path / "a.png", png()))
+
+
+def test_pixels_are_counted_as_they_are_worked_on(tmp_path: Path) -> None:
+    path = upload(tmp_path / "a.png", png(39, 18))
+    assert Session(nn.Identity(), {}, limits=Limits(pixels=960)).answer(path).before.shape == (18, 39, 3)
+    with pytest.raises(CplError, match=r"39x18 pixels \(worked on as 40x24\)"):
+        Session(nn.Identity(), {}, limits=Limits(pixels=959)).answer(path)
+
+
+def test_no_path_of_this_machine_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = upload(tmp_path / "a.png", png())
+    session = Session(nn.Identity(), {})
+    answer = session.answer(path)
+
+    def told(wrong: Any, *args: Any) -> str:
+        with pytest.raises(CplError) as caught:
+            wrong(*args)
+        assert str(tmp_path) not in str(caught.value)
+        return str(caught.value)
+
+    clear = dataclasses.replace(answer.source, alpha=np.zeros((24, 40), np.uint8))
+    said = told(save_answer, dataclasses.replace(answer, source=clear), tmp_path / "restored" / "a.jpg")
+    assert said.startswith("The restored photo cannot be saved: JPEG has no transparency")
+
+    def lacks(path: Path) -> None:
+        raise MissingExtra(f"{path}: something is not installed")
+
+    def is_full(*_: Any, **__: Any) -> None:
+        raise CplError(f"4 GB of scratch files and {tmp_path} has 1 GB free")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sessions, "restore", is_full)
+    assert told(session.answer, path) == "4 GB of scratch files and the server's disk has 1 GB free"
+    monkeypatch.setattr(sessions, "read_image", lacks)
+    assert told(session.answer, path) == "This file cannot be restored: something is not installed"
 
 
 def test_what_is_not_offered_and_not_there(network: Restorer, tmp_path: Path) -> None:

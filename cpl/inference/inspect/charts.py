@@ -15,7 +15,8 @@ from cpl.models.config import LEVELS
 
 _BLUE, _ORANGE, _GREY = "#2563eb", "#ea580c", "#9ca3af"
 _LARGEST_LABELLED = 12  # prompts: with more, the numbers in the cells would touch
-_SHEET_HEIGHT = 150  # pixels of each picture of the sheet
+# Pixels, the largest height and width of each picture of the sheet: a JPEG has at most 65500 a side.
+_CELL = (150, 600)
 _GAP, _CAPTION = 6, 20
 
 
@@ -86,7 +87,8 @@ def sheet(pictures: list[Pictures]) -> bytes:
         require("train", f"PIL.{name}") for name in ("Image", "ImageDraw", "ImageFont")
     )
     height, width = pictures[0].clean.shape[:2]
-    cell = (_SHEET_HEIGHT, max(1, round(_SHEET_HEIGHT * width / height)))
+    scale = min(_CELL[0] / height, _CELL[1] / width)
+    cell = (max(1, round(scale * height)), max(1, round(scale * width)))
     columns = [("degraded", "degraded"), ("restored", "restored")]
     columns += [("negative", "wrong prompts")] * (pictures[0].negative is not None) + [("clean", "clean")]
     size = (

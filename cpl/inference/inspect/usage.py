@@ -6,10 +6,12 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from cpl.errors import CplError
 from cpl.files import atomic_write
@@ -77,14 +79,11 @@ class Usage:
     def of(cls, images: Sequence[Inspected], router: str = "") -> Usage:
         """The usage that ``images`` show."""
         usage = cls(*_tabulate(images), router)
-        names = {image.name for image in images}
-        for name in sorted(names) if len(names) > 1 else ():
-            others = cls(*_tabulate([image for image in images if image.name != name]))
-            for image in images:
-                if image.name == name:
-                    usage.judged += 1
-                    found = others.likely(image.choices)
-                    usage.right += found.decided and found.tasks == [image.task]
+        for own, others in _each_and_others(images, usage):
+            for image in own:
+                usage.judged += 1
+                found = others.likely(image.choices)
+                usage.right += found.decided and found.tasks == [image.task]
         return usage
 
     def likely(self, choices: Iterable[Choice]) -> Likely:
@@ -205,6 +204,54 @@ def _tabulate(
         freedom = max(1, len(images) - len(by_task))
         spread[level] = tuple(math.sqrt(square / freedom) for square in squares)
     return tasks, spread
+
+
+def _each_and_others(images: Sequence[Inspected], usage: Usage) -> Iterator[tuple[list[Inspected], Usage]]:
+    """For each photo, if there are several: its images, and the usage of all others but for ``chosen``.
+
+    By the sums over all images less the photo's own, so that the work grows with the photos, not with their square.
+    """
+    photos: dict[str, list[tuple[Inspected, np.ndarray]]] = {}
+    totals: dict[str, int] = {}
+    squares = np.zeros(())
+    for image in images:
+        # Of deviations, which are small: of shares, taking away would lose the digits that are left.
+        deviations = _shares(image) - _means(usage, image.task)  # [levels, N]
+        photos.setdefault(image.name, []).append((image, deviations))
+        totals[image.task] = totals.get(image.task, 0) + 1
+        squares = squares + deviations**2
+    for own in photos.values() if len(photos) > 1 else ():
+        tasks = dict(usage.tasks)
+        left = squares - sum(deviations**2 for _, deviations in own)
+        for task in {image.task for image, _ in own}:
+            mine = [deviations for image, deviations in own if image.task == task]
+            count = totals[task] - len(mine)
+            if not count:  # no other photo has it
+                del tasks[task]
+                continue
+            shift = sum(mine) / count  # deviations of all sum to 0, so those of the others to minus its own
+            left = left - count * shift**2
+            shares = _means(usage, task) - shift
+            tasks[task] = {
+                level: LevelUsage((), tuple(row.tolist())) for level, row in zip(LEVELS, shares, strict=True)
+            }
+        freedom = max(1, len(images) - len(own) - len(tasks))
+        spread = np.sqrt(np.maximum(left, 0) / freedom)
+        yield (
+            [image for image, _ in own],
+            Usage(tasks, {level: tuple(row.tolist()) for level, row in zip(LEVELS, spread, strict=True)}),
+        )
+
+
+def _shares(image: Inspected) -> np.ndarray:
+    """float64 [levels, N]"""
+    by_level = {choice.level: choice.shares for choice in image.choices}
+    return np.array([by_level[level] for level in LEVELS])
+
+
+def _means(usage: Usage, task: str) -> np.ndarray:
+    """float64 [levels, N]"""
+    return np.array([usage.tasks[task][level].shares for level in LEVELS])
 
 
 def _level_usage(choices: Sequence[Choice]) -> LevelUsage:

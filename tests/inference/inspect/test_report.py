@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import html.parser
+import io
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 import cpl
 from cpl.data.photos import Photo
 from cpl.inference.inspect import FILES, Inspection, Usage, charts, inspect_model, write_report
+from cpl.inference.inspect.measure import Pictures
 
 HOSTILE = "<script>alert('x')</script>&amp;.safetensors"
 
@@ -55,6 +57,18 @@ def test_charts_and_pictures_are_images(written: Path) -> None:
         with Image.open(written / name) as image:
             assert image.format == kind
             assert np.asarray(image.convert("L")).std() > 5  # something is drawn
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shown"),
+    [(2, 300, (4, 600)), (300, 2, (150, 1)), (20, 40, (150, 300)), (8, 8, (150, 150))],
+)
+def test_pictures_of_any_shape_fit_into_a_file(height: int, width: int, shown: tuple[int, int]) -> None:
+    picture = np.full((height, width, 3), 0.5, np.float32)
+    tasks = [Pictures(task, "a", picture, picture, picture, picture) for task in ("clean", "noise")]
+    with Image.open(io.BytesIO(charts.sheet(tasks))) as image:
+        assert image.size == (4 * (shown[1] + 6) + 6, 20 + 2 * (shown[0] + 26))
+        assert abs(image.getpixel((6 + shown[1] // 2, 40 + shown[0] // 2))[0] - 128) < 30
 
 
 @pytest.mark.parametrize("dense", [False, True])

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import cpl
 from cpl.errors import CplError
 from cpl.inference.inspect import Inspected, Inspection, Usage, read_usage, router_fingerprint
+from cpl.inference.inspect import usage as usages
 from cpl.inference.routing import Choice
 from cpl.models.restorer import Restorer
 
@@ -103,6 +106,65 @@ def test_photos_are_judged_by_the_others() -> None:
     assert (usage.right, usage.judged) == (5, 6)
     alone = Usage.of([SHARP[0], SHARP[2]])
     assert (alone.right, alone.judged) == (0, 0)
+
+
+def some_images(photos: int, seed: int) -> list[Inspected]:
+    """Of tasks that not all photos have, one of which a single photo has, and one photo twice."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for n in range(photos):
+        for task, sharp in (("noise", 4.0), ("rain", 2.0), ("haze", 2.0), ("alone", 1.0)):
+            if (task == "alone" and n != 1) or (task == "haze" and n % 2):
+                continue
+            for _ in range(2 if n == 2 else 1):
+                rows = rng.dirichlet([sharp, 1, 1 + (task == "rain")], 3)
+                found.append(image(task, f"p{n}", *map(tuple, rows.tolist())))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_usage_of_the_others_is_as_if_the_photo_were_not_there(seed: int) -> None:
+    images = some_images(5, seed)
+    usage = Usage.of(images)
+    right = 0
+    for own, others in usages._each_and_others(images, usage):
+        rest = [image for image in images if image.name != own[0].name]
+        assert own == [image for image in images if image.name == own[0].name]
+        direct = Usage.of([dataclasses.replace(image, name="one") for image in rest])
+        assert set(others.tasks) == set(direct.tasks)
+        for level in (1, 2, 3):
+            assert others.spread[level] == pytest.approx(direct.spread[level], rel=1e-12)
+            for task in direct.tasks:
+                shares = direct.tasks[task][level].shares
+                assert others.tasks[task][level].shares == pytest.approx(shares, rel=1e-12)
+        for one in own:
+            likely = direct.likely(one.choices)
+            right += likely.decided and likely.tasks == [one.task]
+    assert (usage.right, usage.judged) == (right, len(images))
+
+
+def test_the_usage_is_tabulated_once_for_all_photos(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    tabulate = usages._tabulate
+
+    def counted(images: Any) -> Any:
+        calls.append(len(images))
+        return tabulate(images)
+
+    monkeypatch.setattr(usages, "_tabulate", counted)
+    images = some_images(20, 0)
+    assert Usage.of(images).judged == len(images)
+    assert calls == [len(images)]  # not once more for each photo, which is quadratic
+
+
+def test_photos_with_the_same_shares_have_no_spread() -> None:
+    for outlier in np.linspace(0.05, 0.6, 12).tolist():
+        rows = [(outlier, 0.1, 0.9 - outlier), *[(1 / 3, 0.1, 0.9 - 1 / 3)] * 6]
+        images = [image(task, f"p{n}", row) for task in ("noise", "rain") for n, row in enumerate(rows)]
+        own, others = next(iter(usages._each_and_others(images, Usage.of(images))))
+        assert own[0].choices[0].shares == rows[0]
+        # No square root of what rounding leaves below zero.
+        assert all(0 <= spread < 1e-6 for spread in others.spread[1])
 
 
 def test_a_table_is_written_and_read(inspection: Inspection, network: Restorer, tmp_path: Path) -> None:
