@@ -141,13 +141,20 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> list[Job]:
     from cpl.inference import folder
 
+    try:
+        ours = folder.Record.outputs(args.output)
+    except OSError:  # without --resume it only tells outputs from inputs, which are never overwritten
+        if args.resume:
+            raise
+        ours = frozenset()
     return folder.plan(
         args.inputs,
         args.output,
         recursive=args.recursive,
         suffix=args.suffix,
         overwrite=args.overwrite,
-        ours=folder.Record.outputs(args.output) if args.resume else None,
+        ours=ours,
+        resume=args.resume,
     )
 
 

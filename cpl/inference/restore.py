@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cpl.errors import CplError
 from cpl.inference.images import LUMA
 from cpl.inference.streaming import CLOSE, Plan, about_margin, restore_streaming
-from cpl.inference.streaming.limits import limit_where_free_memory_is_short, parse_memory, showing
+from cpl.inference.streaming.limits import free_where_short, parse_memory, showing
 from cpl.inference.tiled import check_tiles, restore_tiled
 from cpl.models.restorer import Restorer
 
@@ -91,7 +91,8 @@ def restore(
         TypeError, ValueError: ``tile``, ``overlap`` or ``memory`` that cannot be, or tile and memory together; before
             any work.
         RestoreError: out of memory, or the model gave NaN or infinite values.
-        CplError: ``memory`` is too small for this image, or the disk for its scratch files; before any work.
+        CplError: ``memory`` (or, without it, what is free) is too small for this image, or the disk for its scratch
+            files; before any work, or, where others fill the disk meanwhile, in the middle.
     """
     limit = None if memory is None else parse_memory(memory)
     check_tiles(tile, overlap, limited=limit is not None)
@@ -197,16 +198,17 @@ def _run(model: nn.Module, batch: Tensor, how: _How) -> Tensor:
     own = first.dtype if first is not None else torch.float32
     height, width = batch.shape[-2:]
     autocast = torch.autocast(where.type, dtype=torch.bfloat16, enabled=number is torch.bfloat16)
-    limit = how.memory
+    limit, free = how.memory, None
     if limit is not None:
         _check_streams(model, number, own)
     elif how.tile is None and isinstance(model, Restorer) and number is own is torch.float32:
-        limit = limit_where_free_memory_is_short(model, batch.shape, where)
+        free = free_where_short(model, batch.shape, where)
+        limit = None if free is None else free // 2  # the rest is left to others
     with _evaluating(model), torch.inference_mode(), autocast, _memory_errors(height, width, where, how.tile):
         if how.tile is not None:
             restored = _in_tiles(model, batch, how.tile, how, where)
         elif limit is not None:
-            restored = _strip_by_strip(model, batch, limit, how, where)
+            restored = _strip_by_strip(model, batch, limit, free, how, where)
         else:
             restored = model(batch.to(device=where, dtype=own))
     if restored.shape != batch.shape:
@@ -232,12 +234,14 @@ def _check_streams(model: nn.Module, number: torch.dtype, own: torch.dtype) -> N
         raise ValueError(f"memory= restores in float32, and the model's weights are {own}: use model.float()")
 
 
-def _strip_by_strip(model: nn.Module, batch: Tensor, limit: int, how: _How, where: torch.device) -> Tensor:
+def _strip_by_strip(
+    model: nn.Module, batch: Tensor, limit: int, free: int | None, how: _How, where: torch.device
+) -> Tensor:
     assert isinstance(model, Restorer)
 
     def one(image: Tensor, progress: Callable[[float], None]) -> Tensor:
         restored, margin = restore_streaming(
-            model, image, limit, where, progress=progress, on_plan=how.on_plan
+            model, image, limit, where, progress=progress, on_plan=how.on_plan, free=free
         )
         how.on_margin(margin)
         return restored

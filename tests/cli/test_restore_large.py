@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,31 @@ def test_a_disk_without_room_is_an_error_before_any_work(
         assert word in error
     assert "1 failed" in summary
     assert not out.exists()
+
+
+def test_a_scratch_disk_that_others_fill_fails_one_image(
+    run: Any, checkpoint: Path, photo: Path, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the first image; the second finds room again."""
+    shutil.copy(photo, tmp_path / "second.png")
+    allocate, calls = os.posix_fallocate, []
+
+    def full_at_the_second(*arguments: int) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(*arguments)
+
+    monkeypatch.setattr(os, "posix_fallocate", full_at_the_second)
+    out = tmp_path / "out"
+    options = ("--checkpoint", checkpoint, "--output", out, "--memory", least)
+    result = run("restore", photo, tmp_path / "second.png", *options)
+    assert result.status == 1
+    (error,) = (line for line in result.err.splitlines() if line.startswith("error: "))
+    for word in ("in.png: ", "no room for", "No space left on device", "set TMPDIR to a larger disk"):
+        assert word in error
+    assert result.err.splitlines()[-1] == f"restored 1 of 2 images to {out} (1 failed)"
+    assert [path.name for path in out.glob("*.png")] == ["second.png"]
 
 
 def test_the_bar_moves_within_a_file(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import threading
@@ -202,6 +203,39 @@ def test_reports_keep_the_order_whatever_fails_where(tmp_path: Path, monkeypatch
     ]
     assert [path.name for path, _ in report.failed] == ["frame_2.png", "frame_3.png", "frame_5.png"]
     assert [path.name for path in report.written] == ["frame_1.png", "frame_4.png", "frame_6.png"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_of_one_image_is_not_that_of_the_outputs(tmp_path: Path, number: int) -> None:
+    """Scratch files of a large photo in TMPDIR, say."""
+    jobs = frames(tmp_path, 5)
+
+    def process(image: np.ndarray, name: str) -> np.ndarray:
+        if name == "frame_2.png":
+            raise OSError(number, os.strerror(number))
+        return image
+
+    report = folder.run(jobs, process)
+    assert [path.name for path, _ in report.failed] == ["frame_2.png"]
+    assert (len(report.written), report.skipped) == (4, 0)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_of_the_outputs_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    jobs, real, calls = frames(tmp_path, 5), os.fsync, []
+
+    def full_at_the_second(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 2:
+            raise OSError(number, os.strerror(number))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_second)
+    report = folder.run(jobs, same)
+    assert [path.name for path, _ in report.failed] == ["frame_2.png"]
+    assert (len(report.written), report.skipped) == (1, 3)
 
 
 def threads() -> list[str]:

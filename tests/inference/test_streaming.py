@@ -110,7 +110,10 @@ def test_too_small_a_limit_or_disk_is_an_error_before_any_work(
     assert begun == []
 
 
-def test_the_plan_says_what_the_work_takes(model: Restorer, tmp_path: Path) -> None:
+def test_the_plan_says_what_the_work_takes(
+    model: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cpl.inference.streaming.restore.lies_in_memory", lambda folder: False)
     image = torch.rand(3, 64, 48)
     least = plan(model, 64, 48, 2**40).least
     plans: list[Plan] = []
@@ -239,19 +242,17 @@ def test_what_a_photo_takes_at_once_is_not_counted_too_low() -> None:
     assert limits.untiled_bytes(narrow, (5, 3, 64, 32), CPU) > 4 * pixels * (6 + 1 + 3) * channels
 
 
-def test_the_limit_in_short_memory_is_of_the_smaller_one(
-    model: Restorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_short_memories_the_smaller_one_counts(model: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the strips are computed there and the maps lie with the CPU: neither may run out."""
     shape, gpu = (1, 3, 64, 64), torch.device("cuda")
     wanted = limits.untiled_bytes(model, shape, gpu)
     free = {"cuda": wanted, "cpu": wanted // 4}
     monkeypatch.setattr(limits, "free_memory", lambda device: free[device.type])
-    assert limits.limit_where_free_memory_is_short(model, shape, gpu) == wanted // 8
+    assert limits.free_where_short(model, shape, gpu) == wanted // 4
     free["cpu"] = 100 * wanted
-    assert limits.limit_where_free_memory_is_short(model, shape, gpu) == wanted // 2
+    assert limits.free_where_short(model, shape, gpu) == wanted
     free["cuda"] = 2 * wanted
-    assert limits.limit_where_free_memory_is_short(model, shape, gpu) is None
+    assert limits.free_where_short(model, shape, gpu) is None
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import itertools
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,21 +35,28 @@ def natural_order(path: str | os.PathLike[str]) -> tuple[object, ...]:
 
 
 def find_images(
-    inputs: Iterable[str | os.PathLike[str]], recursive: bool = False, leave_out: Path | None = None
+    inputs: Iterable[str | os.PathLike[str]],
+    recursive: bool = False,
+    leave_out: Path | None = None,
+    outputs: Collection[str] = frozenset(),
 ) -> list[tuple[Path, Path]]:
     """The files that ``inputs`` (files, folders, glob patterns) name, each with its path in the output.
 
     A file is taken whatever its name; a folder gives its files with an image's suffix in natural order
     (frame_2 before frame_10), with ``recursive`` those of its subfolders too, their place kept. Files
     whose name begins with a dot are left out, and so is everything under ``leave_out`` (the output
-    folder, if it lies inside an input). A file named twice is taken once.
+    folder), if it lies inside an input folder, or below the folder that a pattern begins with. Wherever
+    the output folder lies, what an earlier run made in it is no input: ``outputs``, as paths below it
+    with ``/``. A file named twice is taken once.
 
     Raises:
-        CplError: an input is missing, a pattern matches nothing, or a folder holds no image.
+        CplError: an input is missing, a pattern matches nothing, a folder holds no image, or there are
+            outputs of earlier runs only.
     """
     found: dict[str, tuple[Path, Path]] = {}
+    made: list[Path] = []
     for item in inputs:
-        for path in _expand(os.fspath(item)):
+        for path in _expand(os.fspath(item), leave_out):
             if path.is_dir():
                 files = [(file, file.relative_to(path)) for file in _walk(path, recursive, leave_out)]
                 if not files:
@@ -57,7 +65,16 @@ def find_images(
             else:
                 files = [(path, Path(path.name))]
             for file, relative in files:
-                found.setdefault(os.path.realpath(file), (file, relative))
+                if outputs and leave_out is not None and _below(file, leave_out) in outputs:
+                    made.append(file)
+                else:
+                    found.setdefault(os.path.realpath(file), (file, relative))
+    if made and not found:
+        what = "is the output" if len(made) == 1 else f"and {len(made) - 1} more are outputs"
+        raise CplError(
+            f"{made[0]} {what} of an earlier run into {leave_out}, and there is no other image; "
+            "to restore a restored image again, choose another --output"
+        )
     return list(found.values())
 
 
@@ -68,14 +85,16 @@ def plan(
     recursive: bool = False,
     suffix: str | None = "",
     overwrite: bool = False,
-    ours: Container[str] | None = None,
+    ours: Collection[str] = frozenset(),
+    resume: bool = False,
 ) -> list[Job]:
     """Decide every output before any work starts.
 
     ``output`` is a file when there is one input file and it ends in an image suffix, else a folder
     (made by `run`, if it is not there). ``suffix`` is None for a command without that option (and without --resume).
-    ``ours`` is for a run that goes on with an earlier one: the outputs, as paths below the output
-    folder with ``/``, that an earlier run wrote or began and that may be replaced.
+    ``ours`` are the outputs that earlier runs wrote or began, as paths below the output folder with
+    ``/`` (see `Record.outputs`): they are no inputs, and a run that goes on with an earlier one,
+    ``resume``, may replace them.
 
     Raises:
         CplError: an output would be an input (links are seen through), two inputs would have one
@@ -85,10 +104,10 @@ def plan(
     offer_suffix, suffix = suffix is not None, suffix or ""
     if os.sep in suffix or (os.altsep and os.altsep in suffix):
         raise CplError(f"--suffix {suffix!r} is added to file names and cannot hold a {os.sep!r}")
-    images = find_images(inputs, recursive, leave_out=target)
+    images = find_images(inputs, recursive, leave_out=target, outputs=ours)
     single = len(inputs) == 1 and len(images) == 1 and not Path(inputs[0]).is_dir()
     if single and not target.is_dir() and target.suffix.lower() in SUFFIXES:
-        if ours is not None:
+        if resume:
             raise CplError(
                 f"{target}: is a file's name, and --resume goes on with a folder; leave --resume out"
             )
@@ -98,25 +117,50 @@ def plan(
         raise CplError(f"{target}: is a file's name; {len(images)} images need a folder as --output")
     else:
         jobs = [Job(s, target / r.with_name(f"{r.stem}{suffix}{r.suffix}"), r.as_posix()) for s, r in images]
-    _check(jobs, overwrite, offer_suffix, None if ours is None else (target, ours))
+    _check(jobs, overwrite, offer_suffix, (target, ours) if resume else None)
     return jobs
 
 
-def _expand(item: str) -> list[Path]:
+def _expand(item: str, leave_out: Path | None) -> list[Path]:
     if os.path.lexists(item):  # a file may be called photo[1].png
         if not os.path.exists(item):
             raise CplError(f"{item}: a link that leads nowhere")
         return [Path(item)]
     if glob.has_magic(item):
-        matches = [
-            Path(match)
-            for match in sorted(glob.glob(os.path.expanduser(item), recursive=True), key=natural_order)
-        ]
-        files = [match for match in matches if not match.is_dir()] or matches
-        if not files:
+        pattern = os.path.expanduser(item)
+        matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True), key=natural_order)]
+        if not matches:
             raise CplError(f"{item}: no file matches this pattern")
-        return files
+        matches = _outside(matches, pattern, leave_out)
+        if not matches:
+            raise CplError(
+                f"{item}: this pattern matches nothing outside of the output folder {leave_out}; "
+                "choose another --output"
+            )
+        return [match for match in matches if not match.is_dir()] or matches
     raise CplError(f"{item}: no such file or folder")
+
+
+def _outside(matches: list[Path], pattern: str, leave_out: Path | None) -> list[Path]:
+    """Without what lies under ``leave_out``, unless the pattern begins there: scans/*.tif names what is in scans."""
+    if leave_out is None:
+        return matches
+    plain = itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
+    if Path(*plain).resolve() not in leave_out.resolve().parents:
+        return matches
+    return [match for match in matches if _below(match, leave_out) is None]
+
+
+def _below(path: Path, folder: Path) -> str | None:
+    """The place of ``path`` in ``folder``, with ``/``; None if it lies elsewhere, or is itself the file ``folder``.
+
+    A file that is a link lies where the link does.
+    """
+    barred = folder.resolve()
+    place = path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+    if not place.is_relative_to(barred) or (place == barred and not path.is_dir()):
+        return None
+    return place.relative_to(barred).as_posix()
 
 
 def _walk(folder: Path, recursive: bool, leave_out: Path | None) -> Iterator[Path]:
@@ -132,7 +176,7 @@ def _walk(folder: Path, recursive: bool, leave_out: Path | None) -> Iterator[Pat
 
 
 def _check(
-    jobs: Sequence[Job], overwrite: bool, offer_suffix: bool, resumed: tuple[Path, Container[str]] | None
+    jobs: Sequence[Job], overwrite: bool, offer_suffix: bool, resumed: tuple[Path, Collection[str]] | None
 ) -> None:
     inputs: dict[tuple[int, int], Path] = {}
     for job in jobs:

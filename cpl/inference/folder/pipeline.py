@@ -37,7 +37,7 @@ IN_FLIGHT = 3  # one being read, one being restored, one being written
 
 # What can be wrong with one image, and leaves the others alone.
 _OF_ONE_IMAGE = (CplError, ValueError, OSError, MemoryError)
-# Errors after which the next file would fail in the same way.
+# Errors of a write after which the next file would fail in the same way.
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # How long an interrupted run waits for the reader, which leaves nothing behind; the writer is always waited for.
 _READER_PATIENCE = 1.0
@@ -214,14 +214,17 @@ class _Line:
     def _settle(self, item: _Item) -> None:
         for loss in item.losses:
             warnings.warn(loss, ImageWarning, stacklevel=2)
+        hopeless = False
         if item.restored is not None and item.error is None:
             try:
                 self._write(item, item.restored)
             except _OF_ONE_IMAGE as error:
                 item.error = error
+                # Of the outputs' disk only: another one, such as TMPDIR's, may be too full for this image alone.
+                hopeless = isinstance(error, OSError) and error.errno in _HOPELESS
         if item.error is not None:
             self.report.failed.append((item.job.source, item.error))
-            if isinstance(item.error, OSError) and item.error.errno in _HOPELESS:
+            if hopeless:
                 self._given_up = True
                 self._halt()
             if self._on_error is not None:

@@ -163,7 +163,7 @@ def file_sha256(path: Path) -> str:
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     """The last line about each output; one of a beginning where there is no other. Torn lines are passed over."""
     lines: dict[str, dict[str, Any]] = {}
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(path, "rb") as file:
         for text in file:
             try:
                 line = json.loads(text)

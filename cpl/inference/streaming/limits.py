@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from cpl.models.restorer import Restorer
+from cpl.models.restorer import MULTIPLE, Restorer
 from cpl.nn.strips import rows_of_a_strip
 
 _UNITS = {"": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40}
 _HELD = 1.3  # times what is counted; measured 1.0 to 1.3 at 1024x1024 and 1536x1536
+_NO_LIMIT = 2**60  # bytes, from which on a limit is none: version 1 of control groups has no word for that
 _SHARE = 0.8  # of the free memory that an untiled restoring may take by this estimate
 
 
@@ -30,8 +32,12 @@ def parse_memory(limit: str | int) -> int:
     return size
 
 
-def in_words(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+def in_words(size: int, rounded: Callable[[float], float] = round) -> str:
+    """Like "1.25 GiB" or "300 MiB". ``rounded``: math.ceil for what is needed and math.floor for what there is, so that
+    the number is one that would do, and never the same for both."""
+    if size >= 2**30:
+        return f"{rounded(100 * size / 2**30) / 100:.2f} GiB"
+    return f"{rounded(size / 2**20)} MiB"
 
 
 def untiled_bytes(model: Restorer, shape: Sequence[int], device: torch.device) -> int:
@@ -41,24 +47,32 @@ def untiled_bytes(model: Restorer, shape: Sequence[int], device: torch.device) -
     dim = model.config.dim
     channels = 2 * dim
     hidden = int(model.config.ffn_expansion * channels)
-    batch, _, height, width = shape
+    batch, _, *size = shape
+    height, width = (side + -side % MULTIPLE for side in size)  # as the network pads: one row becomes eight
     features = max(3 * hidden + 3 * channels, 10 * channels) + 2 * dim
-    if rows_of_a_strip(shape, 2 * hidden, 4, device) is not None:
+    if rows_of_a_strip((batch, 3, height, width), 2 * hidden, 4, device) is not None:
         features = 5 * channels + 2 * dim
     return int(_HELD * 4 * batch * height * width * features)
 
 
-def limit_where_free_memory_is_short(
-    model: Restorer, shape: Sequence[int], device: torch.device
-) -> int | None:
-    """Half of the free memory, in bytes, where an untiled restoring would want more than there is; else None.
+def free_where_short(model: Restorer, shape: Sequence[int], device: torch.device) -> int | None:
+    """The free memory, in bytes, where an untiled restoring would want more than there is; else None.
 
-    The feature maps lie with the CPU, whatever the device: half of the smaller one's.
+    The feature maps lie with the CPU, whatever the device: the smaller of both.
     """
     if fits(model, shape, device):
         return None
     known = [free for free in (free_memory(device), free_memory(torch.device("cpu"))) if free is not None]
-    return min(known) // 2
+    return min(known)
+
+
+def more_memory(free: int | None) -> str:
+    """What to do where a limit is too small: one that was set, or half of the ``free`` memory, where none was."""
+    return (
+        "raise the limit (memory=, --memory)"
+        if free is None
+        else "free some memory or use tiles (tile=, --tile)"
+    )
 
 
 def fits(model: Restorer, shape: Sequence[int], device: torch.device) -> bool:
@@ -71,7 +85,7 @@ def free_memory(device: torch.device) -> int | None:
     """In bytes; None where it cannot be known.
 
     On a GPU what torch holds without using it is free too. On Linux a container's own limit counts (control groups,
-    version 2), not only what the machine has.
+    of either version), not only what the machine has.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -85,17 +99,41 @@ def _of_machine(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     return 1024 * int(found[1]) if found else None
 
 
-def _of_container(group: Path = Path("/sys/fs/cgroup")) -> int | None:
+def _of_container(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
     """What is left of the limit; pages of files, which the system gives back, are not counted as used."""
+    left = (
+        _left(groups, "memory.max", "memory.current", "inactive_file"),
+        # Version 1 has a tree for memory alone, and its inactive_file leaves out the groups below.
+        _left(groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    return min((size for size in left if size is not None), default=None)
+
+
+def _left(group: Path, limit_name: str, used_name: str, cached_name: str) -> int | None:
     try:
-        limit = (group / "memory.max").read_text().strip()
-        if limit == "max":
+        limit = (group / limit_name).read_text().strip()
+        if limit == "max" or int(limit) >= _NO_LIMIT:
             return None
-        used = int((group / "memory.current").read_text())
-        cached = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+        used = int((group / used_name).read_text())
+        cached = re.search(rf"^{cached_name} (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
         return max(0, int(limit) - used + (int(cached[1]) if cached else 0))
     except (OSError, ValueError):
-        return None  # no control groups here, or of another version
+        return None  # no control groups here, or of the other version
+
+
+def lies_in_memory(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Whether the files in ``folder`` take memory and no disk (a tmpfs); False where that cannot be known."""
+    try:
+        device = os.stat(folder).st_dev
+        lines = mounts.read_text(errors="replace").split("\n")
+    except OSError:
+        return False
+    here = f"{os.major(device)}:{os.minor(device)}"
+    for line in lines:  # number, parent's, device, ..., " - ", kind, ...; see proc_pid_mountinfo(5)
+        place, _, kind = line.partition(" - ")
+        if place.split(" ")[2:3] == [here]:
+            return kind.split(" ")[0] in ("tmpfs", "ramfs")
+    return False
 
 
 @contextlib.contextmanager

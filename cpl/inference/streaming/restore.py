@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cpl.errors import CplError
-from cpl.inference.streaming.limits import in_words
+from cpl.inference.streaming.limits import in_words, lies_in_memory, more_memory
 from cpl.inference.streaming.walk import Walk
 from cpl.inference.streaming.workspace import Workspace
 from cpl.models.restorer import Restorer
@@ -35,6 +36,8 @@ class Plan:
         folder: of the scratch files.
         least: the smallest limit with which this image could be restored at all.
         work: of all sweeps, pixels times channels; what progress is a share of.
+        folder_is_memory: the scratch files take memory and no disk, since their folder is on a tmpfs.
+        free: what was free, where nobody set a limit and half of that is it.
     """
 
     height: int
@@ -48,6 +51,8 @@ class Plan:
     folder: Path
     least: int
     work: float
+    folder_is_memory: bool = False
+    free: int | None = None
 
     def __str__(self) -> str:
         rows = "in one strip" if self.fewest_rows is None else f"in strips of {self.fewest_rows} rows or more"
@@ -60,16 +65,26 @@ class Plan:
                 if files
                 else "and no scratch files"
             )
+            + (
+                f" (warning: {self.folder} is a tmpfs, so these files are memory too: set TMPDIR to a disk)"
+                if files and self.folder_is_memory
+                else ""
+            )
         )
+
+    @property
+    def remedy(self) -> str:
+        """What to do where the folder lacks the room for the scratch files."""
+        return f"set TMPDIR to a larger disk, or {more_memory(self.free)}"
 
     def check_disk(self) -> None:
         """Raises CplError if the folder lacks the room for the scratch files."""
         free = shutil.disk_usage(self.folder).free
         if self.maps_in_files > free:
             raise CplError(
-                f"the feature maps of a {self.width}x{self.height} image need {in_words(self.maps_in_files)} of "
-                f"scratch files and {self.folder} has {in_words(free)} free: set TMPDIR to a larger disk, or raise "
-                "the limit"
+                f"the feature maps of a {self.width}x{self.height} image need "
+                f"{in_words(self.maps_in_files, math.ceil)} of scratch files and {self.folder} has "
+                f"{in_words(free, math.floor)} free: {self.remedy}"
             )
 
 
@@ -77,8 +92,17 @@ def _maps(count: int) -> str:
     return f"{count} feature map{'' if count == 1 else 's'}"
 
 
-def plan(model: Restorer, height: int, width: int, limit: int, folder: str | Path | None = None) -> Plan:
+def plan(
+    model: Restorer,
+    height: int,
+    width: int,
+    limit: int,
+    folder: str | Path | None = None,
+    free: int | None = None,
+) -> Plan:
     """For an image of that size, with ``limit`` bytes of memory beyond what the process has already.
+
+    ``free``: None if a user set that limit; else the bytes of memory that are free, half of which it is.
 
     Raises:
         CplError: even the smallest plan needs more; the message says how much.
@@ -94,14 +118,17 @@ def plan(model: Restorer, height: int, width: int, limit: int, folder: str | Pat
     smallest = int(_HELD * walk(0).smallest_strip)
     least = image + smallest
     if limit < least:
+        have = f"the limit leaves {in_words(limit, math.floor)}"
+        if free is not None:
+            have = f"{in_words(free, math.floor)} are free, of which half is taken"
         raise CplError(
-            f"a {width}x{height} image needs at least {in_words(least)} of memory, and the limit leaves "
-            f"{in_words(limit)}: raise the limit (memory=, --memory) or give a smaller image"
+            f"a {width}x{height} image needs at least {in_words(least, math.ceil)} of memory, and {have}: "
+            f"{more_memory(free)}, or give a smaller image"
         )
     strip = min(_LARGEST_STRIP, max(smallest, (limit - image) // 2))
     maps = limit - image - strip
     counted = walk(maps, strip)
-    used = counted.workspace
+    used, where = counted.workspace, Path(folder or tempfile.gettempdir())
     return Plan(
         height,
         width,
@@ -111,9 +138,11 @@ def plan(model: Restorer, height: int, width: int, limit: int, folder: str | Pat
         used.most_in_files,
         used.most_maps_in_memory,
         used.most_maps_in_files,
-        Path(folder or tempfile.gettempdir()),
+        where,
         least,
         counted.work,
+        lies_in_memory(where),
+        free,
     )
 
 
@@ -125,6 +154,7 @@ def restore_streaming(
     folder: str | Path | None = None,
     progress: Callable[[float], None] = lambda done: None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
+    free: int | None = None,
 ) -> tuple[Tensor, float]:
     """Restore [3, H, W] in [0, 1]; equal to ``model(image[None])[0]`` to float32 rounding.
 
@@ -133,19 +163,21 @@ def restore_streaming(
         folder: of the files; None: the system's folder for temporary ones.
         progress: called with the share of the work that is done.
         on_plan: called with what it will take, when that has been checked and before the work.
+        free: see `plan`.
 
     Returns:
         The image, not clipped, in float32 on the CPU; and the smallest margin between a chosen prompt's share and the
         best one left out (infinite without prompts): below `CLOSE` the untiled network may choose otherwise.
 
     Raises:
-        CplError: the limit is too small, or the disk has not the room; before any work.
+        CplError: the limit is too small, or the disk has not the room; before any work, or, where others fill the disk
+            meanwhile, in the middle.
     """
     _, height, width = image.shape
-    needed = plan(model, height, width, limit, folder)
+    needed = plan(model, height, width, limit, folder, free)
     needed.check_disk()
     on_plan(needed)
-    workspace = Workspace(needed.maps_in_memory, needed.folder)
+    workspace = Workspace(needed.maps_in_memory, needed.folder, remedy=needed.remedy)
     work = Walk(model, workspace, int(needed.strip / _HELD), device, progress=progress)
     work.total = needed.work
     with torch.inference_mode():

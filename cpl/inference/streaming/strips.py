@@ -91,16 +91,19 @@ def convolution(conv: nn.Module) -> Callable[[Rows], Tensor]:
 class Resized:
     """A small map [C, h, w] as bilinear interpolation to [C, H, W] makes it, some rows at a time.
 
-    The columns are done once; a row is a mixture of two of the small map's.
+    A row is first mixed of two of the small map's, then widened: nothing of the whole width is kept, which in a
+    panorama would be more than a strip.
     """
 
     def __init__(self, small: Tensor, height: int, width: int) -> None:
         self.height, self.width, self.channels = height, width, small.shape[0]
-        left, right, share = bilinear_neighbours(width, small.shape[2], small.device)
-        self._rows = small[:, :, left] * (1 - share) + small[:, :, right] * share  # [C, h, W]
+        self._small = small
+        self._down = bilinear_neighbours(height, small.shape[1], small.device)
+        self._across = bilinear_neighbours(width, small.shape[2], small.device)
 
     def read(self, first: int, end: int) -> Tensor:
-        upper, lower, share = bilinear_neighbours(self.height, self._rows.shape[1], self._rows.device)
-        here = slice(first, end)
-        share = share[here, None]
-        return (self._rows[:, upper[here]] * (1 - share) + self._rows[:, lower[here]] * share)[None]
+        upper, lower, share = (values[first:end] for values in self._down)
+        share = share[:, None]
+        rows = self._small[:, upper] * (1 - share) + self._small[:, lower] * share  # [C, rows, w]
+        left, right, share = self._across
+        return (rows[:, :, left] * (1 - share) + rows[:, :, right] * share)[None]

@@ -102,7 +102,7 @@ class Walk:
     ) -> None:
         """``compute`` on every strip; ``width``: channels that it holds at a time, about."""
         row = 4 * width * source.width
-        self.smallest_strip = max(self.smallest_strip, row * (2 + 2 * halo))
+        self.smallest_strip = max(self.smallest_strip, row * min(2 + 2 * halo, source.height))
         self.work += source.height * source.width * width
         rows = max(2, (self._strip_bytes // row - 2 * halo) // 2 * 2)
         if rows < source.height:

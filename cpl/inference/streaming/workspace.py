@@ -6,6 +6,8 @@ the file: the system may write them out, and they are not the process's own memo
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -14,6 +16,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from cpl.errors import CplError
+from cpl.inference.streaming.limits import in_words
 
 BYTES = 4  # of a float32
 
@@ -87,15 +92,30 @@ class Workspace:
         most_maps_in_memory, most_maps_in_files: how many maps, likewise.
     """
 
-    def __init__(self, memory: int, folder: Path | None, counts_only: bool = False) -> None:
-        """``memory``: bytes of maps that may lie in memory; the rest goes into files in ``folder``."""
+    def __init__(
+        self,
+        memory: int,
+        folder: Path | None,
+        counts_only: bool = False,
+        remedy: str = "set TMPDIR to a larger disk",
+    ) -> None:
+        """``memory``: bytes of maps that may lie in memory; the rest goes into files in ``folder``.
+
+        ``remedy``: what the error says to do where that folder has not the room.
+        """
         self._memory, self._folder, self._counts_only = memory, folder, counts_only
+        self._remedy = remedy
         self._in_memory = self._in_files = 0
         self.most_in_memory = self.most_in_files = 0
         self._maps_in_memory = self._maps_in_files = 0
         self.most_maps_in_memory = self.most_maps_in_files = 0
 
     def make(self, channels: int, height: int, width: int) -> Map:
+        """A map whose values are still to be written.
+
+        Raises:
+            CplError: it goes into a file, and there is no room for that.
+        """
         made = Map(channels, height, width, None, in_file=False)
         made.in_file = self._in_memory + made.bytes > self._memory
         if made.in_file:
@@ -109,7 +129,7 @@ class Workspace:
             self.most_in_memory = max(self.most_in_memory, self._in_memory)
             self.most_maps_in_memory = max(self.most_maps_in_memory, self._maps_in_memory)
         if not self._counts_only:
-            flat = self._file(made.bytes) if made.in_file else torch.empty(made.bytes // BYTES)
+            flat = self._in_file(made.bytes) if made.in_file else torch.empty(made.bytes // BYTES)
             made.data = flat.view(channels, height, width)
         return made
 
@@ -122,6 +142,17 @@ class Workspace:
             else:
                 self._in_memory -= one.bytes
                 self._maps_in_memory -= 1
+
+    def _in_file(self, size: int) -> Tensor:
+        try:
+            return self._file(size)
+        except OSError as error:  # the plan saw room, which others have taken since, or a quota
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise CplError(
+                f"{self._folder} has no room for {in_words(size, math.ceil)} more of scratch files "
+                f"({error.strerror}): {self._remedy}"
+            ) from error
 
     def _file(self, size: int) -> Tensor:
         handle, name = tempfile.mkstemp(prefix="cpl-", suffix=".map", dir=self._folder)
