@@ -69,7 +69,7 @@ def restore(
         dtype: "fp32", or "bf16" to run under autocast (half the memory, small differences).
         memory: a limit like "2GB" on the memory that restoring takes beside the model and the image as given: the image
             is worked through strip by strip, with the same result to float32 rounding (exact: not tiles), and what
-            does not fit lies in scratch files in the folder for temporary ones (TMPDIR). About as fast.
+            does not fit lies in scratch files in the folder for temporary ones (TMPDIR). Up to half as long again.
             For the networks of cpl.create_model, in float32. None: at once, unless the memory that is free does not
             suffice for that; then as with half of it for a limit.
         tile, overlap: sides of overlapping tiles and what neighbours share, in pixels, such as 512 and 64: multiples of
