@@ -38,13 +38,17 @@ publish-demo: demo  ## Keep the demo's figures and picture sheet for the README
 	cp $(DEMO)/results.json benchmarks/results/demo.json
 	$(BIN)/python -c "from PIL import Image; Image.open('$(DEMO)/before_restored_truth.png').convert('RGB').save('docs/images/demo.jpg', quality=88)"
 
-test: $(INSTALLED)  ## Run all tests (Triton's interpreter in a process of its own)
-	$(BIN)/python -m pytest -m 'not slow and not interpreter and not gpu'
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m 'interpreter and not slow' tests/kernels
+# A process for each core, up to eight (about a GB each), of one thread: tests that are about threads set their number.
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 8 ] && n=8; echo $$n)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+test: $(INSTALLED)  ## Run all tests (Triton's interpreter in processes of its own); JOBS=1 for one at a time
+	$(PYTEST) -m 'not slow and not interpreter and not gpu'
+	TRITON_INTERPRET=1 $(PYTEST) -m 'interpreter and not slow' tests/kernels
 
 test-full: $(INSTALLED)  ## Run the full grid too: every instruction set, target, configuration and slow test
-	$(BIN)/python -m pytest -m 'not interpreter and not gpu'
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m interpreter tests/kernels
+	$(PYTEST) -m 'not interpreter and not gpu'
+	TRITON_INTERPRET=1 $(PYTEST) -m interpreter tests/kernels
 
 lint: $(INSTALLED)  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

@@ -86,7 +86,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench_step.main(["--device", "cpu", "--out", str(out), "--dry", "--cases", TINY, "--profile"])
     result = json.loads(out.read_text())
     step, profile = result["cases"]
-    names = {"ours (default)", "plain", "ours (reference)", "plain, checkpoint of its blocks"}
+    kept = {f"ours, {what}" for what in ("keep=products", "keep=input", "checkpoint of its blocks")}
+    names = {"ours (default)", "plain", "ours (reference)", "plain, checkpoint of its blocks", *kept}
     assert {row["name"] for row in step["rows"]} == names
     assert step["failed"] == step["absent"] == profile["failed"] == {}
     assert all(row["peak_bytes"] > 0 and row["seconds"] > 0 for row in step["rows"])
@@ -145,7 +146,7 @@ def test_one_that_is_wrong_slow_or_left_out_is_named_and_the_others_are_ready(
     monkeypatch.setattr(cases.Step, "look", look)
     one = measurement(TINY)
     one.prepare()
-    assert set(one.calls) == {"ours (default)", "plain"}
+    assert set(one.calls) == {"ours (default)", "plain", "ours, keep=products", "ours, keep=input"}
     assert "was not ready" in one.failed["ours (reference)"]
     assert "its loss is" in one.failed["plain, checkpoint of its blocks"]
     other = measurement(TINY, left_out={"plain": "it crashed"})

@@ -71,7 +71,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, A
     shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=kept)
     (folder / "benchmarks" / "bench_tiny.py").write_text(TINY)
     command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "benchmarks/bench_tiny.py"]
-    environment = {**os.environ, "CPL_BENCH_BUSY": "1", "PYTHONPATH": str(ROOT)}
+    # In a worker of pytest-xdist, pytest-benchmark would measure nothing.
+    here = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = {**here, "CPL_BENCH_BUSY": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, "--sizes", "1", "--benchmark-json=result.json"],
         cwd=folder,
