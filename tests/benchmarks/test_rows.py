@@ -101,7 +101,9 @@ def test_rows_of_a_group_share_their_rounds_and_are_compared_within_them(
     found = measured[1]["benchmarks"]
     for group in {row["group"] for row in found}:
         of_group = {row["name"]: row for row in found if row["group"] == group}
-        assert len({row["stats"]["rounds"] for row in of_group.values()}) == 1
+        together = of_group["ours"]["stats"]["rounds"]
+        # On a busy machine a peer may look slower by far, which has a few of the rounds.
+        assert of_group["copies"]["stats"]["rounds"] in (together, harness.FAR_ROUNDS)
         assert of_group["ours"]["stats"]["rounds"] >= harness.LEAST_ROUNDS
         assert of_group["ours"]["extra_info"]["ratio"] == 1.0
         extra = of_group["copies"]["extra_info"]
