@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from hypothesis import strategies as st
@@ -24,12 +24,19 @@ def naive(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y if bias is None else y + bias[:, None, None]
 
 
+def terms(inputs: Inputs, gradients: Sequence[Tensor]) -> Mapping[str, Tensor]:
+    """Four times for the weight: oneDNN, which computes the definition's gradient, adds its terms up one after another
+    (hypothesis found 9 eps of 143 equal ones)."""
+    found = dict(sums_of_magnitudes(naive)(inputs, gradients))
+    return {**found, "gradient of weight": 4 * found["gradient of weight"]}
+
+
 def case(name: str, why: str, shape: Sequence[int], with_bias: bool = True, scale: float = 1) -> Case:
     def make(rng: torch.Generator) -> Inputs:
         made = {"x": scale * randn(rng, *shape), "weight": randn(rng, shape[1], 1, 3, 3)}
         return made | {"bias": randn(rng, shape[1])} if with_bias else made
 
-    return Case(name, why, make, cpl_kernels.dwconv, naive, sums_of_magnitudes(naive))
+    return Case(name, why, make, cpl_kernels.dwconv, naive, terms)
 
 
 def _random(shape: tuple[int, int, int, int], with_bias: bool) -> Case:
