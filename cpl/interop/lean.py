@@ -15,10 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from cpl.interop import norms
 from cpl.interop.attention import ATTENTION, FEED_FORWARD
 from cpl.interop.structure import Block, Layout, Options, is_plain, is_untouched
-from cpl.nn.attention import attend
-from cpl.nn.feed_forward import gate
-from cpl.nn.pointwise import pointwise_conv
-from cpl.nn.recompute import recomputed_block, recomputed_conv
+from cpl.nn.recompute import Norm, keeping_input, keeping_products
 from cpl_kernels import layer_norm2d
 
 KIND = "transformer block"
@@ -62,7 +59,8 @@ def _forward(module: Block, x: Tensor, keep: str) -> Tensor | None:
         return None
     if torch.compiler.is_compiling():  # a compiler chooses itself what of its own code to compute again
         return None if keep == "products" else checkpoint(partial(_keep_all, module), x, use_reentrant=False)
-    return _keep_products(module, x) if keep == "products" else _keep_input(module, x)
+    keeping = keeping_products if keep == "products" else keeping_input
+    return keeping(x, _norm(module.norm1), module.attn, _norm(module.norm2), module.ffn)
 
 
 def _keep_all(module: Block, x: Tensor) -> Tensor:
@@ -70,58 +68,10 @@ def _keep_all(module: Block, x: Tensor) -> Tensor:
     return x + module.ffn(module.norm2(x))
 
 
-def _keep_products(module: Block, x: Tensor) -> Tensor:
-    attn, ffn = module.attn, module.ffn
-    norm1, tensors1 = _norm(module.norm1)
-    qkv = recomputed_conv(norm1, attn.qkv.weight, x, *tensors1)
-    x = x + recomputed_conv(attend, attn.project_out.weight, qkv, attn.qkv_dwconv.weight, attn.temperature)
-    norm2, tensors2 = _norm(module.norm2)
-    hidden = recomputed_conv(norm2, ffn.project_in.weight, x, *tensors2)
-    return x + recomputed_conv(gate, ffn.project_out.weight, hidden, ffn.dwconv.weight)
-
-
-def _keep_input(module: Block, x: Tensor) -> Tensor:
-    attn, ffn = module.attn, module.ffn
-    norm1, tensors1 = _norm(module.norm1)
-    norm2, tensors2 = _norm(module.norm2)
-    return recomputed_block(
-        partial(_attention_half, norm1),
-        attn.project_out.weight,
-        (*tensors1, attn.qkv.weight, attn.qkv_dwconv.weight, attn.temperature),
-        partial(_feed_forward_half, norm2),
-        ffn.project_out.weight,
-        (*tensors2, ffn.project_in.weight, ffn.dwconv.weight),
-        x,
-    )
-
-
-def _norm(module: Block) -> tuple[Callable[..., Tensor], tuple[Tensor, Tensor | None]]:
+def _norm(module: Block) -> Norm:
     """The function of an image and of the tensors; without a bias the mean stays in, as in Restormer."""
     weight, bias, eps = norms.parts(module)
     return partial(layer_norm2d, eps=eps, center=bias is not None), (weight, bias)
-
-
-def _attention_half(
-    norm: Callable[..., Tensor],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    qkv: Tensor,
-    depthwise: Tensor,
-    temperature: Tensor,
-) -> Tensor:
-    return attend(pointwise_conv(norm(x, weight, bias), qkv), depthwise, temperature)
-
-
-def _feed_forward_half(
-    norm: Callable[..., Tensor],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    project_in: Tensor,
-    depthwise: Tensor,
-) -> Tensor:
-    return gate(pointwise_conv(norm(x, weight, bias), project_in), depthwise)
 
 
 def _options(keep: str) -> Callable[[Block], Iterable[Options]]:

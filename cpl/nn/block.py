@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cpl.nn.attention import MDTA, attend
-from cpl.nn.feed_forward import GDFN, gate
+from cpl.nn.attention import MDTA
+from cpl.nn.feed_forward import GDFN
 from cpl.nn.norm import LayerNorm2d
-from cpl.nn.pointwise import pointwise_conv
-from cpl.nn.recompute import Inner, recomputed_block, recomputed_conv
+from cpl.nn.recompute import keeping_input, keeping_products
 from cpl.nn.strips import attention_in_strips, feed_forward_in_strips, rows_of_a_strip
 
 KEEP = ("all", "products", "input")
@@ -59,13 +56,15 @@ class TransformerBlock(nn.Module):
                 if self.keep == "products"
                 else checkpoint(self._keep_all, x, use_reentrant=False)
             )
-        return self._keep_products(x) if self.keep == "products" else self._keep_input(x)
+        keeping = keeping_products if self.keep == "products" else keeping_input
+        norm1, norm2 = ((norm.function, norm.tensors) for norm in (self.norm1, self.norm2))
+        return keeping(x, norm1, self.attn, norm2, self.ffn)
 
     def _infer(self, x: Tensor) -> Tensor:
-        if type(self.attn) is not MDTA or type(self.ffn) is not GDFN or any(map(_is_watched, self.modules())):
-            return self._keep_all(x)  # another part, or hooks that are to see whole maps
+        if type(self.attn) is not MDTA or type(self.ffn) is not GDFN:
+            return self._keep_all(x)
         rows = rows_of_a_strip(x.shape, self.ffn.project_in.out_channels, x.element_size(), x.device)
-        if rows is None:
+        if rows is None or any(map(_is_watched, self.modules())):  # hooks are to see whole maps
             return self._keep_all(x)
         x = attention_in_strips(x, self.norm1, self.attn, rows)
         return feed_forward_in_strips(x, self.norm2, self.ffn, rows)
@@ -74,48 +73,9 @@ class TransformerBlock(nn.Module):
         x = x + self.attn(self.norm1(x))
         return x + self.ffn(self.norm2(x))
 
-    def _keep_products(self, x: Tensor) -> Tensor:
-        attn, ffn = self.attn, self.ffn
-        qkv = recomputed_conv(self.norm1.function, attn.qkv.weight, x, *self.norm1.tensors)
-        x = x + recomputed_conv(
-            attend, attn.project_out.weight, qkv, attn.qkv_dwconv.weight, attn.temperature
-        )
-        hidden = recomputed_conv(self.norm2.function, ffn.project_in.weight, x, *self.norm2.tensors)
-        return x + recomputed_conv(gate, ffn.project_out.weight, hidden, ffn.dwconv.weight)
-
-    def _keep_input(self, x: Tensor) -> Tensor:
-        attn, ffn = self.attn, self.ffn
-        return recomputed_block(
-            partial(_attention_half, self.norm1.function),
-            attn.project_out.weight,
-            (*self.norm1.tensors, attn.qkv.weight, attn.qkv_dwconv.weight, attn.temperature),
-            partial(_feed_forward_half, self.norm2.function),
-            ffn.project_out.weight,
-            (*self.norm2.tensors, ffn.project_in.weight, ffn.dwconv.weight),
-            x,
-        )
-
 
 def _is_watched(part: nn.Module) -> bool:
     return bool(part._forward_hooks or part._forward_pre_hooks)
-
-
-def _attention_half(
-    norm: Inner,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor | None,
-    qkv: Tensor,
-    dwconv: Tensor,
-    temperature: Tensor,
-) -> Tensor:
-    return attend(pointwise_conv(norm(x, norm_weight, norm_bias), qkv), dwconv, temperature)
-
-
-def _feed_forward_half(
-    norm: Inner, x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, project_in: Tensor, dwconv: Tensor
-) -> Tensor:
-    return gate(pointwise_conv(norm(x, norm_weight, norm_bias), project_in), dwconv)
 
 
 def set_keep(network: nn.Module, keep: str) -> int:

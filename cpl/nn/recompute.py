@@ -12,15 +12,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cpl.nn.attention import attend
+from cpl.nn.feed_forward import gate
 from cpl.nn.pointwise import pointwise_conv, pointwise_conv_backward
 
 Inner = Callable[..., Tensor]
+# A function of an image and two tensors, and these: weight and bias.
+Norm = tuple[Inner, tuple[Tensor, Tensor | None]]
 
 
 def recomputed_conv(inner: Inner, weight: Tensor, *tensors: Tensor | None) -> Tensor:
@@ -53,6 +58,50 @@ def recomputed_block(
     return _RecomputedBlock.apply(
         attend, gate, split, x, project_attention, project_gated, *attention_tensors, *gate_tensors
     )
+
+
+def keeping_products(x: Tensor, norm1: Norm, attn: Any, norm2: Norm, ffn: Any) -> Tensor:
+    """A transformer block, x + attn(norm1(x)) and then x + ffn(norm2(x)), of which the products' outputs are kept.
+
+    Args:
+        attn, ffn: the 1x1 convolutions qkv, project_in and project_out and the depthwise ones qkv_dwconv and dwconv,
+            all without bias, and temperature [heads, 1, 1], as in :class:`cpl.nn.MDTA` and :class:`cpl.nn.GDFN`.
+    """
+    qkv = recomputed_conv(norm1[0], attn.qkv.weight, x, *norm1[1])
+    x = x + recomputed_conv(attend, attn.project_out.weight, qkv, attn.qkv_dwconv.weight, attn.temperature)
+    hidden = recomputed_conv(norm2[0], ffn.project_in.weight, x, *norm2[1])
+    return x + recomputed_conv(gate, ffn.project_out.weight, hidden, ffn.dwconv.weight)
+
+
+def keeping_input(x: Tensor, norm1: Norm, attn: Any, norm2: Norm, ffn: Any) -> Tensor:
+    """As :func:`keeping_products`, but x alone is kept."""
+    return recomputed_block(
+        partial(_attention_half, norm1[0]),
+        attn.project_out.weight,
+        (*norm1[1], attn.qkv.weight, attn.qkv_dwconv.weight, attn.temperature),
+        partial(_feed_forward_half, norm2[0]),
+        ffn.project_out.weight,
+        (*norm2[1], ffn.project_in.weight, ffn.dwconv.weight),
+        x,
+    )
+
+
+def _attention_half(
+    norm: Inner,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    qkv: Tensor,
+    dwconv: Tensor,
+    temperature: Tensor,
+) -> Tensor:
+    return attend(pointwise_conv(norm(x, norm_weight, norm_bias), qkv), dwconv, temperature)
+
+
+def _feed_forward_half(
+    norm: Inner, x: Tensor, norm_weight: Tensor, norm_bias: Tensor | None, project_in: Tensor, dwconv: Tensor
+) -> Tensor:
+    return gate(pointwise_conv(norm(x, norm_weight, norm_bias), project_in), dwconv)
 
 
 class _RecomputedConv(torch.autograd.Function):

@@ -39,3 +39,12 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
         return Result(status, *capsys.readouterr())
 
     return call
+
+
+def one_error(result: Result, *words: object) -> None:
+    """A command that did nothing and said why in one line, with these words in it."""
+    assert result.status == 2
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    for word in words:
+        assert str(word) in result.err

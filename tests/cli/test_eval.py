@@ -23,6 +23,7 @@ from cpl import cli
 from cpl.cli import eval as evaluate
 from cpl.inference import load
 from cpl.inference.metrics import psnr, ssim
+from tests.cli.conftest import one_error
 
 
 @pytest.fixture
@@ -46,14 +47,6 @@ def pairs(tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
             Image.fromarray(pixels).save(tmp_path / side / f"{name}.png")
             first.append(pixels.astype(np.float32) / 255)
     return first[0], first[1]
-
-
-def one_error(result: Any, *words: object) -> None:
-    assert result.status == 2
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1
-    for word in words:
-        assert str(word) in result.err
 
 
 @pytest.mark.usefixtures("identity")

@@ -17,6 +17,7 @@ from PIL import Image
 import cpl
 from cpl.inference import load
 from cpl.inference.inspect import FILES, read_usage
+from tests.cli.conftest import one_error
 
 
 def photo(path: Path, seed: int = 0) -> Path:
@@ -24,14 +25,6 @@ def photo(path: Path, seed: int = 0) -> Path:
     pixels = np.random.default_rng(seed).integers(0, 256, (20, 28, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path)
     return path
-
-
-def one_error(result: Any, *words: object) -> None:
-    assert result.status == 2
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1
-    for word in words:
-        assert str(word) in result.err
 
 
 def test_a_folder_of_photos(run: Any, checkpoint: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from PIL import Image
 from cpl.errors import CplError
 from cpl.inference import folder, load
 from cpl.inference.folder.record import RECORD_NAME
+from tests.cli.conftest import one_error
 
 
 def photo(path: Path, seed: int = 0, size: tuple[int, int] = (12, 17)) -> Path:
@@ -38,14 +39,6 @@ def photo(path: Path, seed: int = 0, size: tuple[int, int] = (12, 17)) -> Path:
 def names(path: Path) -> list[str]:
     """Every file below a folder but the record, hidden ones too: a temporary file left behind would show."""
     return sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file() and p.name != RECORD_NAME)
-
-
-def one_error(result: Any, *words: object) -> None:
-    assert result.status == 2
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1
-    for word in words:
-        assert str(word) in result.err
 
 
 @pytest.fixture

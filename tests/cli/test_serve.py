@@ -20,6 +20,7 @@ import cpl
 from cpl.inference import load
 from cpl.inference.inspect import Usage, inspect_model, router_fingerprint
 from cpl.serving import server
+from tests.cli.conftest import one_error
 
 
 @pytest.fixture
@@ -35,14 +36,6 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(server, "serve", serve)
     return seen
-
-
-def one_error(result: Any, *words: object) -> None:
-    assert result.status == 2
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1
-    for word in words:
-        assert str(word) in result.err
 
 
 def test_what_it_is_started_with(run: Any, checkpoint: Path, served: list[Any]) -> None:
