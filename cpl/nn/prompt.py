@@ -153,7 +153,17 @@ class SparsePromptModule(nn.Module):
 
     def mean(self, x: Tensor) -> Tensor:
         """What the router looks at: the mean over H and W, [B, C], in the router's dtype or wider."""
-        return x.mean((2, 3), dtype=torch.promote_types(x.dtype, self.linear_layer.weight.dtype))
+        wide = torch.promote_types(x.dtype, self.linear_layer.weight.dtype)
+        return (self.total(x) / (x.shape[2] * x.shape[3])).to(wide)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over H and W, [B, C] in float64, for features [B, C, H, W].
+
+        The same however many rows are added up at a time, but for the rounding of float64; rows themselves are summed
+        in the router's dtype or wider.
+        """
+        wide = torch.promote_types(x.dtype, self.linear_layer.weight.dtype)
+        return x.sum(3, dtype=wide).sum(2, dtype=torch.float64)
 
     def logits_of(self, mean: Tensor) -> Tensor:
         """Router logits [B, N] for means [B, C].

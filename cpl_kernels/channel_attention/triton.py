@@ -92,10 +92,11 @@ def products_kernel(
 
 @triton.jit
 def _sum_of_slices(partial, offset, inside, stride, slices, SHAPE: tl.constexpr):
-    total = tl.zeros(SHAPE, tl.float32)
+    """In fp64, as on a CPU: a photo has thousands of pixels in a slice and hundreds of slices."""
+    total = tl.zeros(SHAPE, tl.float64)
     for s in range(slices):
-        total += tl.load(partial + tl.cast(s, tl.int64) * stride + offset, inside, 0.0)
-    return total
+        total += tl.load(partial + tl.cast(s, tl.int64) * stride + offset, inside, 0.0).to(tl.float64)
+    return total.to(tl.float32)
 
 
 @triton.jit

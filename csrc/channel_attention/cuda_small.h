@@ -28,20 +28,20 @@ struct Heads {
   int64_t slices;
 };
 
-// The sum over slices, in order. Many are on their way at once: one after the other they would take longer than the
-// products.
+// The sum over slices, in order, and in fp64 as on a CPU: a photo has thousands of pixels in a slice and hundreds of
+// slices. Many are on their way at once: one after the other they would take longer than the products.
 template <typename A>
 __device__ A over_slices(const A* first, int64_t stride, int64_t slices) {
   constexpr int kAtOnce = 8;
-  A total = 0;
+  double total = 0;
   for (int64_t s = 0; s < slices; s += kAtOnce) {
     A some[kAtOnce];
 #pragma unroll
     for (int n = 0; n < kAtOnce; ++n, first += stride) some[n] = s + n < slices ? *first : A(0);
 #pragma unroll
-    for (int n = 0; n < kAtOnce; ++n) total += some[n];
+    for (int n = 0; n < kAtOnce; ++n) total += static_cast<double>(some[n]);
   }
-  return total;
+  return static_cast<A>(total);
 }
 
 template <typename A>

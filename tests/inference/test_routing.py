@@ -38,6 +38,18 @@ def test_choices_are_those_of_the_network() -> None:
             assert choice.shares[choice.chosen[0]] == max(choice.shares)
 
 
+def test_the_mean_is_summed_in_float64() -> None:
+    module = network().prompt1
+    channels = module.linear_layer.in_features
+    # Rows that float32 adds up exactly, and a total that it cannot hold: even a pairwise sum of the rows would round.
+    x = (4096 * torch.rand(1, channels, 257, 512)).floor()
+    exact = x.long().sum((2, 3))
+    assert torch.equal(module.total(x), exact.double())
+    assert torch.equal(module.mean(x), (exact.double() / (257 * 512)).float())
+    assert not torch.equal(x.mean((2, 3)), module.mean(x))
+    assert torch.equal(module.total(x[:, :, :100]) + module.total(x[:, :, 100:]), exact.double())
+
+
 def test_strip_by_strip_is_read_too() -> None:
     model, x = network(), torch.rand(3, 48, 40)
     with watch_routing(model) as at_once:

@@ -177,7 +177,7 @@ class Walk:
         total = torch.zeros(x.channels, dtype=torch.float64, device=self.device)
 
         def add(rows: Rows) -> None:
-            total.add_(rows.data.sum((0, 2, 3), dtype=torch.float64))
+            total.add_(module.total(rows.data)[0])
 
         self._sweep(x, 0, x.channels, add)
         channels = module.prompt_param.shape[2]
