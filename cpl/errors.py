@@ -9,3 +9,7 @@ class CplError(Exception):
 
 class MissingExtra(CplError):
     """A command needs a package that the core install leaves out."""
+
+
+class TooLittleMemory(CplError):
+    """An image needs more memory than a limit leaves, or than is free, however it is worked through."""

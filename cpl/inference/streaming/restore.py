@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cpl.errors import CplError
+from cpl.errors import CplError, TooLittleMemory
 from cpl.inference.streaming.limits import in_words, lies_in_memory, more_memory
 from cpl.inference.streaming.walk import Walk
 from cpl.inference.streaming.workspace import Workspace
@@ -106,7 +106,7 @@ def plan(
     ``free``: None if a user set that limit; else the bytes of memory that are free, half of which it is.
 
     Raises:
-        CplError: even the smallest plan needs more; the message says how much.
+        TooLittleMemory: even the smallest plan needs more; the message says how much.
     """
 
     def walk(memory: int, strip: int = 0) -> Walk:
@@ -122,7 +122,7 @@ def plan(
         have = f"the limit leaves {in_words(limit, math.floor)}"
         if free is not None:
             have = f"{in_words(free, math.floor)} are free, of which half is taken"
-        raise CplError(
+        raise TooLittleMemory(
             f"a {width}x{height} image needs at least {in_words(least, math.ceil)} of memory, and {have}: "
             f"{more_memory(free)}, or give a smaller image"
         )
