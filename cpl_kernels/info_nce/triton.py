@@ -16,14 +16,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cpl_kernels import dispatch
 from cpl_kernels.autocast import wide
 from cpl_kernels.info_nce import tiled
 from cpl_kernels.info_nce.positives import Positives
 from cpl_kernels.info_nce.tiles import Place, Side, Sums
 
-# Rows, columns and features of a block, warps: in fp32, which has no tensor cores, and in 16 bits for few and for many
-# blocks (measured on an H200).
-WIDE, NARROW_FEW, NARROW_MANY = (64, 64, 32, 8), (64, 64, 64, 4), (128, 128, 64, 8)
+# Rows, columns and features of a block, warps: in fp32, which has no tensor cores, and where a row of features is no
+# whole number of 16 bytes, since its elements are then fetched one by one by as many addresses; in 16 bits; and in 16
+# bits for many blocks where that was measured (an H200): elsewhere 128 by 128 logits do not stay in the registers.
+WIDE, NARROW, NARROW_MANY = (64, 64, 32, 8), (64, 64, 64, 4), (128, 128, 64, 8)
+MANY_ON = ("sm_90",)
 PROGRAMS = 264  # wanted: two for each of 132 multiprocessors
 MOST_COLUMNS = 2048  # of a program of the forward
 MERGED, MERGE_WARPS = 256, 4  # rows of a program that puts partial sums together
@@ -286,9 +289,9 @@ class TritonTiles:
     def _constants(self, query: Tensor, place: Place) -> dict[str, Any]:
         rows, columns = (span.end - span.first for span in (place.rows, place.columns))
         blocks = WIDE
-        if query.dtype != torch.float32:
+        if query.dtype != torch.float32 and query.shape[1] % 8 == 0:
             many = triton.cdiv(rows, NARROW_MANY[0]) * triton.cdiv(columns, NARROW_MANY[1]) >= PROGRAMS
-            blocks = NARROW_MANY if many else NARROW_FEW
+            blocks = NARROW_MANY if many and dispatch.family(query.device) in MANY_ON else NARROW
         return {
             "DIAGONAL": place.without_diagonal,
             "WIDEN": self._widen,

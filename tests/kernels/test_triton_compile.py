@@ -30,7 +30,7 @@ CALLS = [
 @pytest.mark.parametrize(("op", "call"), CALLS)
 def test_fits(op: str, call: str, target: str) -> None:
     wrong = []
-    for launch in triton_aot.launches_of(op, call):
+    for launch in triton_aot.launches_of(op, call, target):
         report = triton_aot.compile_for(launch, TARGETS[target])
         limit = triton_aot.limits(op).TRITON_LIMITS[launch.name]
         wrong += [f"{launch.name}: {w}" for w in triton_aot.excesses(report, TARGETS[target], limit)]

@@ -31,12 +31,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime import jit
+
+from cpl_kernels import dispatch
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "build" / "triton_aot"
@@ -124,10 +127,12 @@ class Limit:
     Attributes:
         warps: how many of its warps a multiprocessor must hold at once, in whole programs.
         spilled: ``Report.spilled`` at the most.
+        on: other limits on some targets, by their architecture (120, "gfx942").
     """
 
     warps: int
     spilled: int = 0
+    on: Mapping[int | str, Limit] = dataclasses.field(default_factory=dict)
 
 
 def launches(call: Callable[[], object]) -> list[Launch]:
@@ -173,6 +178,7 @@ def compile_for(launch: Launch, target: Target) -> Report:
 
 def excesses(report: Report, target: Target, limit: Limit) -> list[str]:
     """What a compiled kernel takes beyond its limit or the target's."""
+    limit = limit.on.get(target.gpu.arch, limit)
     wrong = []
     if report.spilled > limit.spilled:
         wrong.append(f"spills ({report.spilled}) at {report.registers} registers")
@@ -195,8 +201,10 @@ def kernels(op: str) -> ModuleType:
     return importlib.import_module(f"cpl_kernels.{op}.triton")
 
 
-def launches_of(op: str, call: str) -> list[Launch]:
-    return launches(lambda: limits(op).TRITON_CALLS[call](kernels(op)))
+def launches_of(op: str, call: str, target: str = "sm_90") -> list[Launch]:
+    """With the tiles that the op takes on that target."""
+    with mock.patch.object(dispatch, "family", return_value=target):
+        return launches(lambda: limits(op).TRITON_CALLS[call](kernels(op)))
 
 
 @contextlib.contextmanager
@@ -243,7 +251,7 @@ def _main(ops: list[str]) -> int:
         for name, target in TARGETS.items():
             reports: dict[str, list[Report]] = {}
             for call in limits(op).TRITON_CALLS:
-                for launch in launches_of(op, call):
+                for launch in launches_of(op, call, name):
                     report = compile_for(launch, target)
                     reports.setdefault(launch.name, []).append(report)
                     for wrong in excesses(report, target, limits(op).TRITON_LIMITS[launch.name]):

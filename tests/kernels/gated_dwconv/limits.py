@@ -9,8 +9,12 @@ import torch
 
 from tests.kernels.triton_aot import Limit
 
-# Four warps a program; backward a thread holds 20 sums and 18 gradients beside what it convolves with.
-TRITON_LIMITS = {"forward_kernel": Limit(warps=16), "backward_kernel": Limit(warps=12)}
+# Four warps a program; backward a thread holds 20 sums and 18 gradients beside what it convolves with. On gfx942 that
+# is, in fp16 at odd sizes, one register more than three programs would leave it.
+TRITON_LIMITS = {
+    "forward_kernel": Limit(warps=16),
+    "backward_kernel": Limit(warps=12, on={"gfx942": Limit(warps=8)}),
+}
 
 # Of 64 threads. A lane of the backward holds, for four columns of both planes, three rows of x, two of each
 # convolution that are not complete, the taps and 20 sums. 168 are three warps for each scheduler; fp64, one column a

@@ -9,11 +9,13 @@ import torch
 
 from tests.kernels.triton_aot import Limit
 
-# A program has 8 warps: on NVIDIA another one loads while it computes. On gfx942 the forward takes one register more
-# than two programs would leave it, and spills seven.
+# Most programs have 8 warps: on NVIDIA another one loads while it computes. Where two programs would fit but for a few
+# registers, the compiler gives them away: a thread spills two to five (8 to 20 bytes).
 TRITON_LIMITS = {
-    "forward_kernel": Limit(warps=8, spilled=8),
-    "gradient_kernel": Limit(warps=8),
+    "forward_kernel": Limit(
+        warps=8, spilled=8, on={120: Limit(warps=8, spilled=16), "gfx942": Limit(warps=8, spilled=20)}
+    ),
+    "gradient_kernel": Limit(warps=8, spilled=8),
     "merge_kernel": Limit(warps=16),
 }
 
