@@ -210,6 +210,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.device == "cuda" and not args.out and not args.once:
         parser.error("--device cuda needs --out: results of several GPUs stand side by side")
+    if len(args.only) < len(OPS) and not args.out and not args.once:
+        parser.error("--only needs --out: the file that is written else holds the other ops' figures too")
     out = args.out or Path("benchmarks/results/cpu_dispatch.json")
     global SECONDS, LEAST_ROUNDS
     if args.once:

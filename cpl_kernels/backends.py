@@ -170,7 +170,8 @@ def _interpreted(op: str) -> bool:
     """Whether TRITON_INTERPRET=1 was set when the kernels of ``op`` were made."""
     from triton import JITFunction
 
-    return not isinstance(_module(op, "triton").forward_kernel, JITFunction)
+    kernels = [value for name, value in vars(_module(op, "triton")).items() if name.endswith("_kernel")]
+    return not all(isinstance(kernel, JITFunction) for kernel in kernels)
 
 
 @functools.cache

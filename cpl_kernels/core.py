@@ -24,13 +24,21 @@ def _load() -> tuple[ModuleType | None, str]:
     if switched_on("CPL_SKIP_EXT"):
         return None, f"CPL_SKIP_EXT={os.environ['CPL_SKIP_EXT']} is set"
     try:
-        return importlib.import_module("cpl_kernels._core"), ""
+        module = importlib.import_module("cpl_kernels._core")
+        module.__getattr__ = _older  # type: ignore[method-assign]  # of the module: asked for what it lacks
+        return module, ""
     except ModuleNotFoundError:
         return None, build_info().get(
             "native_reason", "it was not built: no compiler was found at install time"
         )
     except ImportError as error:
         return None, f"it does not load ({error}); rebuild it: {REBUILD}"
+
+
+def _older(name: str) -> None:
+    raise AttributeError(
+        f"cpl_kernels._core has no {name}: it is older than the Python beside it; rebuild it: {REBUILD}"
+    )
 
 
 def build_info() -> dict[str, str]:

@@ -41,3 +41,9 @@ def test_every_op_of_the_table_of_defaults_has_a_call(op: str) -> None:
     out, leaves = dispatch.OPS[op](2**11, torch.float32)("reference")
     if leaves:
         assert len(torch.autograd.grad(out.sum(), leaves)) == len(leaves)
+
+
+def test_one_op_alone_does_not_overwrite_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        dispatch.main(["--only", "dwconv"])
+    assert "--only needs --out" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,5 +150,10 @@ def of(op: str) -> OpSpec:
 
 
 def everything() -> tuple[OpSpec, ...]:
-    """An op without a declaration fails at collection: ModuleNotFoundError names the file."""
-    return tuple(map(of, backends.OPS))
+    """Every op, or those that CPL_TEST_OPS names (``CPL_TEST_OPS=layer_norm2d,dwconv``): then this process, and those
+    that it starts for an instruction set or a sanitizer, run the matrix of these alone.
+
+    An op without a declaration fails at collection: ModuleNotFoundError names the file.
+    """
+    chosen = os.environ.get("CPL_TEST_OPS", "")
+    return tuple(map(of, chosen.split(",") if chosen else backends.OPS))

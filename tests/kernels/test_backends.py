@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 
 import cpl_kernels
 from cpl_kernels import backends, checks, core
+from tests.conftest import INTERPRETED
 
 X, W = torch.randn(1, 3, 2, 2), torch.ones(3)
 NEEDS_CORE = pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
@@ -55,6 +57,28 @@ def test_backward_runs_where_its_forward_ran(monkeypatch: pytest.MonkeyPatch) ->
     with cpl_kernels.use_backend("reference"):
         y.sum().backward()
     assert calls == ["native"]
+
+
+@NEEDS_CORE
+def test_a_core_older_than_its_python_says_how_to_rebuild_it() -> None:
+    with pytest.raises(
+        AttributeError, match=r"_core has no layer_norm3d_forward: it is older.*rebuild it: pip"
+    ):
+        core.core().layer_norm3d_forward  # noqa: B018
+    assert not hasattr(core.core(), "layer_norm3d_forward")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1 makes no JITFunction")
+def test_kernels_are_known_by_how_their_names_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton", reason="needs triton (Linux only)")
+
+    def rows_kernel() -> None: ...
+
+    module = types.SimpleNamespace(rows_kernel=triton.jit(rows_kernel))
+    monkeypatch.setattr(backends, "_module", lambda op, name: module)
+    assert not backends._interpreted.__wrapped__("layer_norm2d")
+    module.rows_kernel = rows_kernel
+    assert backends._interpreted.__wrapped__("layer_norm2d")
 
 
 def test_bad_names_are_named() -> None:

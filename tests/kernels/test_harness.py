@@ -5,10 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cpl_kernels import backends
+from tests.kernels import spec
 from tests.kernels.harness import assert_no_worse
 
 GOLD = torch.tensor([1.0, -70000.0], dtype=torch.float64)  # the second is beyond fp16
 TERMS = GOLD.abs()
+
+
+@pytest.mark.parametrize("chosen", [("layer_norm2d",), ("dwconv", "route_topk")])
+def test_the_matrix_of_chosen_ops(chosen: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CPL_TEST_OPS", ",".join(chosen))
+    assert tuple(op.name for op in spec.everything()) == chosen
+    monkeypatch.delenv("CPL_TEST_OPS")
+    assert tuple(op.name for op in spec.everything()) == backends.OPS
 
 
 def judge(*values: float, dtype: torch.dtype = torch.float16) -> None:
