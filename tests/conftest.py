@@ -10,6 +10,12 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def pytest_report_header() -> str | None:
+    """A matrix cut down to some ops (tests/kernels/spec.py) must not pass for the whole."""
+    chosen = os.environ.get("CPL_TEST_OPS")
+    return f"CPL_TEST_OPS: the kernels' matrix is that of {chosen} alone" if chosen else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     interpreter = pytest.mark.skip(reason="needs TRITON_INTERPRET=1 before the first import; see make test")
     gpu = pytest.mark.skip(reason="needs a CUDA GPU")
