@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "common/dtype.h"
+#include "common/lanes.h"
 #include "common/stream.h"
 
 namespace cpl {
@@ -59,10 +60,53 @@ inline void mix(int64_t count, const Row& row, const Weight& weight, A* out, int
   }
 }
 
+// Of rows that lie `stride` apart, one vector: sum over i of weights[i] * rows[i * stride].
+template <int kRows, typename T, typename A>
+inline typename Lanes<A>::Vector mix_vector(const T* rows, int64_t stride, const A* weights) {
+  typename Lanes<A>::Vector sum = weights[0] * Lanes<A>::widen(rows);
+  for (int i = 1; i < kRows; ++i) sum += weights[i] * Lanes<A>::widen(rows + i * stride);
+  return sum;
+}
+
+// n: at least a vector. The last one overlaps the one before.
+template <int kRows, typename T, typename A>
+inline void mix_run_of(const T* rows, int64_t stride, const A* weights, A* __restrict out, int64_t n) {
+  A own[kRows];  // `out` could be `weights`, as far as the compiler knows
+  std::copy_n(weights, kRows, own);
+  for (int64_t next = 0; next < n; next += Lanes<A>::kCount) {
+    const int64_t j = std::min(next, n - Lanes<A>::kCount);
+    Lanes<A>::set(out + j, mix_vector<kRows>(rows + j, stride, own));
+  }
+}
+
+// out[j] = sum over i < count of weights[i] * rows[i * stride + j]
+template <typename T, typename A>
+inline void mix_run(const T* rows, int64_t stride, const A* weights, int64_t count, A* out, int64_t n) {
+  if (n >= Lanes<A>::kCount) {
+    if (count == 1) return mix_run_of<1>(rows, stride, weights, out, n);
+    if (count == 2) return mix_run_of<2>(rows, stride, weights, out, n);
+    if (count == 3) return mix_run_of<3>(rows, stride, weights, out, n);
+    if (count == 4) return mix_run_of<4>(rows, stride, weights, out, n);
+  }
+  mix(count, [&](int64_t i) { return rows + i * stride; }, [&](int64_t i) { return weights[i]; }, out, n);
+}
+
 template <typename T, typename A>
 inline void narrow(const A* __restrict from, T* __restrict to, int64_t n) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) store(to + j, from[j]);
+}
+
+// n numbers to where the result lies; `buffer` for as many.
+template <typename T, typename A>
+inline void write_narrow(const A* from, T* target, int64_t n, bool stream, A* buffer) {
+  if (!stream) return narrow(from, target, n);
+  const void* source = from;
+  if constexpr (!std::is_same_v<T, A>) {
+    narrow(from, reinterpret_cast<T*>(buffer), n);
+    source = buffer;
+  }
+  stream_copy(target, source, sizeof(T) * static_cast<size_t>(n));
 }
 
 // Elements in memory, written through `fill(A* buffer)`: at once where they are, or by way of a buffer.

@@ -100,6 +100,20 @@ SPEC = OpSpec(
             (2, 1, 2, 70),
             (2, 17),
         ),
+        case(
+            "doubled",
+            "the gradients of 16 neighbours read more than 32 pixels together, but not by their first taps alone",
+            [[0], [1]],
+            (2, 1, 1, 21),
+            (1, 42),
+        ),
+        case(
+            "wide",
+            "C++ takes it in strips of one row; one image after another of a prompt",
+            [[0], [0]],
+            (1, 1, 3, 600),
+            (4, 1200),
+        ),
         case("spread", "the same of the gradient", [[0], [1]], (2, 1, 1, 16), (1, 37)),
         case(
             "unused",

@@ -13,7 +13,7 @@ from cpl_kernels import core
 from cpl_kernels.aggregate_prompts import reference
 from tests.kernels.aggregate_prompts.spec import SPEC, case, cycled, naive
 from tests.kernels.harness import assert_same_bits
-from tests.kernels.targets import Target, gradients_for
+from tests.kernels.targets import Target, compare_results, gradients_for
 
 
 @pytest.mark.parametrize(
@@ -100,3 +100,25 @@ def test_same_bits_at_any_number_of_threads_without_a_resize(dtype: torch.dtype)
         runs.append(Target("native", "native").run(SPEC, flat, inputs, SPEC.wanted(inputs), dys))
     for other in runs[1:]:
         assert_same_bits(other, runs[0])
+
+
+@pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("batch", "prompts", "size"),
+    [
+        (12, (2, 16, 33, 64), (66, 192)),
+        (12, (2, 16, 64, 64), (96, 129)),
+        (12, (2, 16, 64, 33), (64, 193)),
+        (2, (9, 64, 64, 64), (33, 32)),
+    ],
+    ids=["whole lines", "no lines", "rows as they are", "gradients"],
+)
+def test_what_is_streamed(
+    batch: int, prompts: tuple[int, int, int, int], size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """Results and gradients of over 4 MiB go past the cache: rows of whole lines one by one, others by strips."""
+    big = case("streamed", "large", cycled(batch, 1, 2), prompts, size)
+    inputs = big.inputs(dtype)
+    dys = gradients_for(SPEC, big, inputs, dtype)
+    compare_results(SPEC, big, Target("native", "native"), inputs, dys, dtype)
