@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=f"{build.why
 
 def environment() -> dict[str, str]:
     return {
-        "LD_PRELOAD": str(build.runtime()),
+        "LD_PRELOAD": build.preloaded(),
         # No leak check: CPython keeps what it has. No check that Python and torch match in new and delete.
         "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -72,6 +72,13 @@ def test_a_planted_bug_is_caught(function: str, memory: str, report: str) -> Non
 def test_what_is_right_passes() -> None:
     done = call_planted("add_in_bounds", "torch")
     assert done.stdout.strip() == "survived 2006.0", done.stderr
+
+
+def test_an_error_of_torch_can_be_caught() -> None:
+    code = "import torch\ntry: torch.ones(2) @ torch.ones(3)\nexcept RuntimeError: print('caught')"
+    env = {**os.environ, **environment()}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=300)
+    assert done.stdout.strip() == "caught", done.stderr[-2000:]
 
 
 def test_values() -> None:

@@ -48,7 +48,17 @@ def why_not() -> str | None:
 @functools.cache
 def runtime() -> Path:
     """What must be loaded before Python: the sanitizer takes malloc's place, torch's included."""
-    command = ["g++", "-print-file-name=libasan.so"]
+    return _library("libasan.so")
+
+
+def preloaded() -> str:
+    """For LD_PRELOAD. With the C++ runtime behind the sanitizer, which looks for its throw when it is loaded: without
+    it the first error that torch throws, and somebody catches, ends the process."""
+    return f"{runtime()} {_library('libstdc++.so.6')}"
+
+
+def _library(name: str) -> Path:
+    command = ["g++", f"-print-file-name={name}"]
     return Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
 
 
