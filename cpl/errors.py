@@ -11,5 +11,9 @@ class MissingExtra(CplError):
     """A command needs a package that the core install leaves out."""
 
 
+class TooLittleRoom(CplError):
+    """A disk has not the room for what an image needs beside memory."""
+
+
 class TooLittleMemory(CplError):
     """An image needs more memory than a limit leaves, or than is free, however it is worked through."""

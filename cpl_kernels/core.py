@@ -10,6 +10,7 @@ import importlib
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 import torch
 
@@ -35,7 +36,7 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, f"it does not load ({error}); rebuild it: {REBUILD}"
 
 
-def _older(name: str) -> None:
+def _older(name: str) -> NoReturn:
     raise AttributeError(
         f"cpl_kernels._core has no {name}: it is older than the Python beside it; rebuild it: {REBUILD}"
     )

@@ -160,9 +160,11 @@ class SparsePromptModule(nn.Module):
         """The sum over H and W, [B, C] in float64, for features [B, C, H, W].
 
         The same however many rows are added up at a time, but for the rounding of float64; rows themselves are summed
-        in the router's dtype or wider.
+        in float32 or wider.
         """
-        wide = torch.promote_types(x.dtype, self.linear_layer.weight.dtype)
+        wide = torch.promote_types(
+            torch.promote_types(x.dtype, self.linear_layer.weight.dtype), torch.float32
+        )
         return x.sum(3, dtype=wide).sum(2, dtype=torch.float64)
 
     def logits_of(self, mean: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from torch import nn
 
 from cpl.data.seeding import generator
 from cpl.degradations import Degradation, create
-from cpl.errors import CplError, TooLittleMemory
+from cpl.errors import CplError, TooLittleMemory, TooLittleRoom
 from cpl.extras import require
 from cpl.inference.images import SUFFIXES, ImageError, ImageFile, read_image, write_image
 from cpl.inference.inspect.usage import Likely, Usage
@@ -167,13 +166,12 @@ class Session:
                 return restore(self.model, image, dtype=self.dtype, memory=memory, progress=progress), []
             with watch_routing(self.model) as routing:
                 after = restore(self.model, image, dtype=self.dtype, memory=memory, progress=progress)
-        except TooLittleMemory as error:  # whose remedy is one for who started the server
+        except (TooLittleMemory, TooLittleRoom) as error:  # whose remedy is one for who started the server
             height, width = image.shape[:2]
+            what = "memory" if isinstance(error, TooLittleMemory) else "disk space"
             raise CplError(
-                f"This server has not the memory for a photo of {width}x{height} pixels: make it smaller, or crop it."
+                f"This server has not the {what} for a photo of {width}x{height} pixels: make it smaller, or crop it."
             ) from error
-        except CplError as error:  # of a full disk, which names the folder for scratch files
-            raise CplError(str(error).replace(tempfile.gettempdir(), "the server's disk")) from error
         return after, routing.choices()[0]
 
     def _memory(self, image: np.ndarray) -> int | None:

@@ -54,7 +54,11 @@ class Columns {
   }
 
  private:
-#if defined(__AVX512F__)
+// __builtin_shuffle with a mask known only when it runs is GCC's; Clang gathers.
+#if defined(__clang__)
+  static constexpr bool kPermute = false;
+  static constexpr int64_t kLanes = 4;
+#elif defined(__AVX512F__)
   static constexpr bool kPermute = sizeof(A) == 4;
   static constexpr int64_t kLanes = 16;
 #elif defined(__AVX2__)

@@ -50,6 +50,12 @@ def test_the_mean_is_summed_in_float64() -> None:
     assert torch.equal(module.total(x[:, :, :100]) + module.total(x[:, :, 100:]), exact.double())
 
 
+def test_the_mean_in_float16_does_not_overflow_on_the_way() -> None:
+    module = network().prompt1.half()
+    x = torch.full((1, module.linear_layer.in_features, 16, 512), 200.0, dtype=torch.float16)
+    assert torch.equal(module.mean(x), x[:, :, 0, 0])  # a row of it adds up to 102400, and fp16 ends at 65504
+
+
 def test_strip_by_strip_is_read_too() -> None:
     model, x = network(), torch.rand(3, 48, 40)
     with watch_routing(model) as at_once:

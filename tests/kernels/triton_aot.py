@@ -257,7 +257,7 @@ def _main(ops: list[str]) -> int:
     for op in ops or OPS:
         for name, target in TARGETS.items():
             reports: dict[str, list[Report]] = {}
-            for call in limits(op).TRITON_CALLS:
+            for call in calls(op):
                 for launch in launches_of(op, call, name):
                     report = compile_for(launch, target)
                     reports.setdefault(launch.name, []).append(report)
@@ -267,10 +267,9 @@ def _main(ops: list[str]) -> int:
             for kernel, group in reports.items():
                 most = [max(getattr(r, what) for r in group) for what in ("registers", "spilled", "shared")]
                 cells = [op, kernel, name, len(group), *most, min(map(target.resident_warps, group))]
-                print(
-                    f"| {' | '.join(map(str, cells))} | {limits(op).TRITON_LIMITS[kernel].warps} |",
-                    flush=True,
-                )
+                limit = limits(op).TRITON_LIMITS[kernel]
+                warps = limit.on.get(target.gpu.arch, limit).warps
+                print(f"| {' | '.join(map(str, cells))} | {warps} |", flush=True)
     return int(failed)
 
 

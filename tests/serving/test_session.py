@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 import cpl
 from cpl.data.seeding import generator
 from cpl.degradations import create
-from cpl.errors import CplError, MissingExtra
+from cpl.errors import CplError, MissingExtra, TooLittleRoom
 from cpl.inference import restore as restoring
 from cpl.inference.images import read_image
 from cpl.inference.inspect import Usage
@@ -127,11 +126,11 @@ def test_no_path_of_this_machine_is_told(tmp_path: Path, monkeypatch: pytest.Mon
         raise MissingExtra(f"{path}: something is not installed")
 
     def is_full(*_: Any, **__: Any) -> None:
-        raise CplError(f"4 GB of scratch files and {tmp_path} has 1 GB free")
+        raise TooLittleRoom(f"4 GB of scratch files and {tmp_path} has 1 GB free")
 
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sessions, "restore", is_full)
-    assert told(session.answer, path) == "4 GB of scratch files and the server's disk has 1 GB free"
+    no_room = "This server has not the disk space for a photo of 40x24 pixels: make it smaller, or crop it."
+    assert told(session.answer, path) == no_room
     monkeypatch.setattr(sessions, "read_image", lacks)
     assert told(session.answer, path) == "This file cannot be restored: something is not installed"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cpl.errors import CplError, TooLittleMemory
+from cpl.errors import TooLittleMemory, TooLittleRoom
 from cpl.inference.streaming.limits import in_words, lies_in_memory, more_memory
 from cpl.inference.streaming.walk import Walk
 from cpl.inference.streaming.workspace import Workspace
@@ -79,10 +79,10 @@ class Plan:
         return f"set TMPDIR to a larger disk, or {more_memory(self.free)}"
 
     def check_disk(self) -> None:
-        """Raises CplError if the folder lacks the room for the scratch files."""
+        """Raises TooLittleRoom if the folder lacks the room for the scratch files."""
         free = shutil.disk_usage(self.folder).free
         if self.maps_in_files > free:
-            raise CplError(
+            raise TooLittleRoom(
                 f"the feature maps of a {self.width}x{self.height} image need "
                 f"{in_words(self.maps_in_files, math.ceil)} of scratch files and {self.folder} has "
                 f"{in_words(free, math.floor)} free: {self.remedy}"

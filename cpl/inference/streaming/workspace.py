@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cpl.errors import CplError
+from cpl.errors import TooLittleRoom
 from cpl.inference.streaming.limits import in_words
 
 BYTES = 4  # of a float32
@@ -114,7 +114,7 @@ class Workspace:
         """A map whose values are still to be written.
 
         Raises:
-            CplError: it goes into a file, and there is no room for that.
+            TooLittleRoom: it goes into a file, and there is no room for that.
         """
         made = Map(channels, height, width, None, in_file=False)
         made.in_file = self._in_memory + made.bytes > self._memory
@@ -149,7 +149,7 @@ class Workspace:
         except OSError as error:  # the plan saw room, which others have taken since, or a quota
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise CplError(
+            raise TooLittleRoom(
                 f"{self._folder} has no room for {in_words(size, math.ceil)} more of scratch files "
                 f"({error.strerror}): {self._remedy}"
             ) from error

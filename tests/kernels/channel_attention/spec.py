@@ -25,32 +25,35 @@ def naive(qkv: Tensor, temperature: Tensor) -> Tensor:
 
 
 def magnitudes(inputs: Mapping[str, Tensor], gradients: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What is added and subtracted on the way, by reference.backward's formulas with every term positive.
+    """What rounding may move each result by, in eps: a running bound to first order through reference.backward.
 
-    A cosine's error, a few eps however small the cosine is, is multiplied by the temperature and then relative to the
-    attention: (1 + |t|). Where q or k hardly changes along the pixels, dq and dk are the rest of two such sums that
-    cancel, divided by the norm.
+    e_x is the bound of x. A sum is allowed the magnitudes that it adds up, however small it is itself: where q or k
+    hardly changes along the pixels, dq and dk are the rest of two sums that cancel. A cosine's error, however small the
+    cosine, is multiplied by the temperature and then relative to the attention.
     """
-    qkv, t = inputs["qkv"], inputs["temperature"].abs()
-    q, k, v, g = (
-        x.abs().flatten(2).unflatten(1, (len(t), -1)) for x in (*qkv.chunk(3, dim=1), gradients[0])
-    )  # [B, heads, c, HW]
+    t, heads = inputs["temperature"], len(inputs["temperature"])
+    q, k, v, g = (x.flatten(2).unflatten(1, (heads, -1)) for x in (*inputs["qkv"].chunk(3, 1), gradients[0]))
     q_norm, k_norm = (x.norm(dim=-1, keepdim=True).clamp(min=MIN_NORM) for x in (q, k))
     q_hat, k_hat = q / q_norm, k / k_norm
-    q_signed, k_signed = (
-        F.normalize(x.flatten(2).unflatten(1, (len(t), -1)), dim=-1) for x in qkv.chunk(3, dim=1)[:2]
-    )
-    attention = (inputs["temperature"] * (q_signed @ k_signed.mT)).softmax(-1) * (1 + t)
-    cosines, dattention = q_hat @ k_hat.mT, g @ v.mT
-    dlogits = attention * (dattention + (dattention * attention).sum(-1, keepdim=True))
-    along = t * dlogits * cosines
-    dq = ((t * dlogits) @ k_hat + q_hat * along.sum(-1, keepdim=True)) / q_norm
-    dk = ((t * dlogits).mT @ q_hat + k_hat * along.sum(-2).unsqueeze(-1)) / k_norm
-    y = attention @ v
+    cosines = q_hat @ k_hat.mT
+    a = (t * cosines).softmax(-1)
+    da = g @ v.mT
+    spread = (da - (da * a).sum(-1, keepdim=True)).abs()
+    q_hat, k_hat, v, g, t = q_hat.abs(), k_hat.abs(), v.abs(), g.abs(), t.abs()
+    e_cosines = q_hat @ k_hat.mT + cosines.abs()
+    e_logits = t * e_cosines
+    e_a = a * (1 + e_logits + (a * e_logits).sum(-1, keepdim=True))
+    e_da, da, cosines = g @ v.mT, da.abs(), cosines.abs()
+    dlogits = a * spread
+    e_dlogits = a * (e_da + (a * e_da + da * e_a + da * a).sum(-1, keepdim=True)) + e_a * spread
+    d, e_d = t * dlogits, t * e_dlogits  # of the cosines
+    along = e_d * cosines + d * e_cosines + d * cosines
+    dq = (e_d @ k_hat + d @ k_hat + q_hat * along.sum(-1, keepdim=True)) / q_norm
+    dk = (e_d.mT @ q_hat + d.mT @ q_hat + k_hat * along.sum(-2).unsqueeze(-1)) / k_norm
     return {
-        "y": y.reshape(gradients[0].shape),
-        "gradient of qkv": torch.stack((dq, dk, attention.mT @ g), dim=1).reshape(qkv.shape),
-        "gradient of temperature": (dlogits * cosines).sum((0, 2, 3)).view(t.shape),
+        "y": ((a + e_a) @ v).reshape(gradients[0].shape),
+        "gradient of qkv": torch.stack((dq, dk, (a + e_a).mT @ g), dim=1).reshape(inputs["qkv"].shape),
+        "gradient of temperature": (e_dlogits * cosines + dlogits * e_cosines).sum((0, 2, 3)).view(t.shape),
     }
 
 
