@@ -18,7 +18,10 @@ from cpl.inference.streaming.walk import Walk
 from cpl.inference.streaming.workspace import Workspace
 from cpl.models.restorer import Restorer
 
-_LARGEST_STRIP = 256 * 2**20  # bytes: larger ones are not faster
+# A strip needs no more than the larger of these two: more bytes are not faster, and strips of a wide image have 32 rows
+# then with a halo of two on each side, of six rows in the smallest: in strips of four, half the work was on halos.
+_LARGE_STRIP = 256 * 2**20  # bytes
+_LARGE_IN_SMALLEST = 6  # times the smallest
 CLOSE = 1e-5  # a router's margin from which on the untiled network chooses the same prompts
 _SPARE = 0.05  # of the limit, left free: 12 megapixels within 2 GiB held 0.02 % more than that without it
 _HELD = 1.6  # times what a strip's arithmetic holds by the count: allocators, and the kernels' own scratch
@@ -126,7 +129,7 @@ def plan(
             f"a {width}x{height} image needs at least {in_words(least, math.ceil)} of memory, and {have}: "
             f"{more_memory(free)}, or give a smaller image"
         )
-    strip = min(_LARGEST_STRIP, max(smallest, (limit - image) // 2))
+    strip = min(max(_LARGE_STRIP, _LARGE_IN_SMALLEST * smallest), max(smallest, (limit - image) // 2))
     maps = max(0, limit - image - strip - int(_SPARE * limit))
     counted = walk(maps, strip)
     used, where = counted.workspace, Path(folder or tempfile.gettempdir())
