@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory",
         metavar="SIZE",
-        help="limit on the memory that restoring takes beside the model, such as 2GB: strip by strip, with the same "
+        help="limit on the memory that restoring takes beside the model, such as 2GB: window by window, with the same "
         "result, and scratch files in TMPDIR for what does not fit (default: at once, if the free memory suffices)",
     )
     parser.add_argument(

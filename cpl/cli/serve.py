@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="2GB",
         metavar="SIZE",
         help="limit on the memory that restoring takes beside the model: a photo that would take more is restored "
-        "strip by strip, with the same result (default: 2GB; with --dtype bf16 there is none)",
+        "window by window, with the same result (default: 2GB; with --dtype bf16 there is none)",
     )
     add_device_arguments(parser)
 

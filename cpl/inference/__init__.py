@@ -2,7 +2,7 @@
 
 images     read_image, write_image: what a photo is made of survives the round trip
 restore    restore(model, image): PIL, arrays or tensors; the same kind comes out
-streaming  a whole image exactly, strip by strip, within a limit on memory
+streaming  a whole image exactly, window by window, within a limit on memory
 tiled      a large image in blended tiles: any model, any dtype, not exactly the same
 folder     many files: what is read and written, side by side with restoring; resumed; shared by processes
 routing    which prompts the routers choose, read while the network restores

@@ -68,16 +68,16 @@ def restore(
         device: where to run, e.g. "cuda"; the model is moved there and stays. None: where it is.
         dtype: "fp32", or "bf16" to run under autocast (half the memory, small differences).
         memory: a limit like "2GB" on the memory that restoring takes beside the model and the image as given: the image
-            is worked through strip by strip, with the same result to float32 rounding (exact: not tiles), and what
+            is worked through window by window, with the same result to float32 rounding (exact: not tiles), and what
             does not fit lies in scratch files in the folder for temporary ones (TMPDIR). Up to half as long again.
             For the networks of cpl.create_model, in float32. None: at once, unless the memory that is free does not
             suffice for that; then as with half of it for a limit.
         tile, overlap: sides of overlapping tiles and what neighbours share, in pixels, such as 512 and 64: multiples of
             8, overlap at most half of tile (None: an eighth). Any model and dtype, in little memory, but another
             picture than the whole image's, see docs/restoring.md. An image of one tile or less is restored at once.
-        progress: True shows a bar while strips or tiles are worked through; or a function that is given the share done.
-        on_plan: is given what the strips will take, a `cpl.inference.streaming.Plan` that str() puts in a line.
-        on_margin: is given the smallest margin of a router's choice after strips were worked through. None: a warning,
+        progress: True shows a bar while windows or tiles are worked through; or a function that is given the share.
+        on_plan: is given what that will take, a `cpl.inference.streaming.Plan` that str() puts in a line.
+        on_margin: is given the smallest margin of a router's choice after windows were worked through. None: a warning,
             where it is so small (below 1e-5) that the network might choose otherwise at once.
 
     Returns:
@@ -208,7 +208,7 @@ def _run(model: nn.Module, batch: Tensor, how: _How) -> Tensor:
         if how.tile is not None:
             restored = _in_tiles(model, batch, how.tile, how, where)
         elif limit is not None:
-            restored = _strip_by_strip(model, batch, limit, free, how, where)
+            restored = _by_windows(model, batch, limit, free, how, where)
         else:
             restored = model(batch.to(device=where, dtype=own))
     if restored.shape != batch.shape:
@@ -234,7 +234,7 @@ def _check_streams(model: nn.Module, number: torch.dtype, own: torch.dtype) -> N
         raise ValueError(f"memory= restores in float32, and the model's weights are {own}: use model.float()")
 
 
-def _strip_by_strip(
+def _by_windows(
     model: nn.Module, batch: Tensor, limit: int, free: int | None, how: _How, where: torch.device
 ) -> Tensor:
     assert isinstance(model, Restorer)

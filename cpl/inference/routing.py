@@ -56,7 +56,7 @@ class Routing:
 def watch_routing(model: nn.Module) -> Iterator[Routing]:
     """Notes what the routers choose for every image that ``model`` restores inside the block.
 
-    It works however the image is restored, at once or strip by strip. Wrong prompts, which a negative gets,
+    It works however the image is restored, at once or window by window. Wrong prompts, which a negative gets,
     are not noted. Nothing is computed anew, so what is noted is what was used.
 
     Args:

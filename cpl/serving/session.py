@@ -34,8 +34,8 @@ class Limits:
     Attributes:
         upload_bytes: of a file.
         pixels: of a photo, height and width rounded up to the multiple of 8 that the network works on.
-        memory: bytes that restoring takes beside the model; a photo that would take more is restored strip by
-            strip, to the same result.
+        memory: bytes that restoring takes beside the model; a photo that would take more is restored window by
+            window, to the same result.
     """
 
     upload_bytes: int = 32 * 2**20
@@ -104,7 +104,7 @@ class Session:
         Args:
             degradation: one of the names offered, or "" for none.
             seed: of what is drawn for the degradation.
-            progress: called with the share of the work done, while strips are worked through.
+            progress: called with the share of the work done, while windows are worked through.
 
         Raises:
             CplError: no file, no image, too large, a degradation that is not offered, or not enough memory; the
@@ -175,7 +175,7 @@ class Session:
         return after, routing.choices()[0]
 
     def _memory(self, image: np.ndarray) -> int | None:
-        """The limit for `cpl.restore`: only where the photo would exceed it, and where strips can be."""
+        """The limit for `cpl.restore`: only where the photo would exceed it, and where windows can be."""
         if not isinstance(self.model, Restorer) or self.dtype != "fp32":
             return None
         height, width = image.shape[:2]

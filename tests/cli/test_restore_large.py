@@ -1,4 +1,4 @@
-"""cpl restore of large photos: the options of strips and tiles, what they say, and what is refused first."""
+"""cpl restore of large photos: the options of windows and tiles, what they say, and what is refused first."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_refused_before_the_checkpoint_is_read(
     assert str(absent) not in result.err
 
 
-def test_strips_say_their_plan_and_the_margin(
+def test_windows_say_their_plan_and_the_margin(
     run: Any, checkpoint: Path, photo: Path, least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.png"
@@ -93,7 +93,7 @@ def test_strips_say_their_plan_and_the_margin(
     result = run("restore", photo, *options)
     assert result.status == 0
     planned, margin = result.err.splitlines()
-    assert planned.startswith("in.png: 120x70 in strips of ")
+    assert planned.startswith("in.png: 120x70 in windows of ")
     for word in (" MiB of memory with ", " of scratch files in ", " feature maps"):
         assert word in planned
     assert margin.startswith("in.png: the smallest margin of the router's choice is 0.")
@@ -116,7 +116,7 @@ def test_the_plan_comes_before_the_work_and_without_prompts_no_margin(
     result = run("restore", photo, *options)
     assert result.status == 0
     (planned,) = result.err.splitlines()
-    assert planned.startswith("in.png: 120x70 in one strip")
+    assert planned.startswith("in.png: 120x70 in one window")
 
     def fail(*_: object) -> None:
         raise ValueError("the work has begun")

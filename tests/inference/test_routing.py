@@ -56,13 +56,13 @@ def test_the_mean_in_float16_does_not_overflow_on_the_way() -> None:
     assert torch.equal(module.mean(x), x[:, :, 0, 0])  # a row of it adds up to 102400, and fp16 ends at 65504
 
 
-def test_strip_by_strip_is_read_too() -> None:
+def test_window_by_window_is_read_too() -> None:
     model, x = network(), torch.rand(3, 48, 40)
     with watch_routing(model) as at_once:
         cpl.restore(model, x)
-    with watch_routing(model) as in_strips:
+    with watch_routing(model) as in_windows:
         cpl.restore(model, x, memory="1GB")
-    (first,), (second,) = at_once.choices(), in_strips.choices()
+    (first,), (second,) = at_once.choices(), in_windows.choices()
     for a, b in zip(first, second, strict=True):
         assert (a.level, a.chosen) == (b.level, b.chosen)
         assert a.shares == pytest.approx(b.shares, abs=1e-5)

@@ -1,8 +1,9 @@
-"""Strip by strip in bounded memory, the restored image is the one that the whole network gives."""
+"""Window by window in bounded memory, the restored image is the one that the whole network gives."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import cpl
 from cpl.errors import CplError
 from cpl.inference.restore import restore
 from cpl.inference.streaming import CLOSE, Plan, about_margin, limits, plan, restore_streaming, walk
-from cpl.inference.streaming.strips import Resized
+from cpl.inference.streaming.windows import LEAST_SIDE, Resized, side_lengths, windows
+from cpl.inference.streaming.workspace import Box
 from cpl.models import create_model
 from cpl.models.restorer import Restorer
 
@@ -44,9 +46,9 @@ def whole(model: Restorer, image: torch.Tensor) -> torch.Tensor:
         return model(image[None])[0]
 
 
-@pytest.mark.parametrize("size", [(45, 70), (8, 8), (1, 3), (64, 33)])
+@pytest.mark.parametrize("size", [(45, 70), (8, 8), (1, 3), (64, 33), (150, 90)])
 def test_it_is_the_whole_image_to_rounding(model: Restorer, size: tuple[int, int]) -> None:
-    """Sizes that are padded, too small for a border, and of many strips; the smallest limit and a large one."""
+    """Sizes that are padded, too small for a border, and of many windows; the smallest limit and larger ones."""
     image = torch.rand(3, *size)
     expected = whole(model, image)
     least = plan(model, *size, limit=2**40).least
@@ -123,34 +125,55 @@ def test_the_plan_says_what_the_work_takes(
     assert (small.count_in_memory, large.count_in_files) == (0, 0)
     # Three levels of the encoder are kept; beside them at the worst moment a block's input and output, at least.
     assert small.count_in_files == large.count_in_memory >= 5
-    assert small.fewest_rows == 2
-    assert large.fewest_rows is None
-    memory, files = (f"{size / MIB:.0f} MiB of" for size in (small.strip, small.maps_in_files))
+    assert small.least_sides == (16, 12)
+    assert large.least_sides is None
+    memory, files = (f"{size / MIB:.0f} MiB of" for size in (small.window, small.maps_in_files))
     assert str(small) == (
-        f"48x64 in strips of 2 rows or more, in about {memory} memory with 0 feature maps in it, "
+        f"48x64 in windows of 12x16 or more, in about {memory} memory with 0 feature maps in it, "
         f"and {files} scratch files in {tmp_path} for {small.count_in_files} feature maps"
     )
-    assert str(large).startswith("48x64 in one strip, in about ")
+    assert str(large).startswith("48x64 in one window, in about ")
     assert str(large).endswith(" feature maps in it, and no scratch files")
 
 
 def test_rows_and_maps_of_the_plan_are_those_of_the_work(
     model: Restorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heights: list[int] = []
-    cut = walk.strips
+    areas: list[int] = []
+    cut = walk.windows
 
-    def noted(height: int, rows: int) -> Iterator[tuple[int, int]]:
-        if rows < height:
-            heights.append(rows)
-        return cut(height, rows)
+    def noted(height: int, width: int, sides: tuple[int, int]) -> Iterator[Box]:
+        if sides != (height, width):
+            areas.append(math.prod(sides))
+        return cut(height, width, sides)
 
-    monkeypatch.setattr(walk, "strips", noted)
+    monkeypatch.setattr(walk, "windows", noted)
     limit = plan(model, 96, 96, 2**40).least + MIB
     restore_streaming(model, torch.rand(3, 96, 96), limit, CPU)
     needed = plan(model, 96, 96, limit)
-    assert needed.fewest_rows == min(heights)
+    assert needed.least_sides is not None
+    assert math.prod(needed.least_sides) == min(areas)
     assert min(needed.count_in_memory, needed.count_in_files) > 0
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(64, 64), (1000, 1000), (48, 20000), (20000, 8), (3000, 4000), (17, 4001), (1, 1)]
+)
+@pytest.mark.parametrize("halo", [0, 1, 2])
+@pytest.mark.parametrize("pixels", [400, 3000, 60_000])
+def test_windows_cover_a_map_once_within_their_pixels(
+    height: int, width: int, halo: int, pixels: int
+) -> None:
+    sides = side_lengths(pixels, halo, height, width)
+    covered = torch.zeros(height, width, dtype=torch.int32)
+    for box in windows(height, width, sides):
+        covered[box.top : box.bottom, box.left : box.right] += 1
+        assert box.top % 2 == box.left % 2 == 0  # pixels go in pairs to the map of half the size
+        read = box.grown(halo, height, width)
+        area = (read.bottom - read.top) * (read.right - read.left)
+        least = math.prod(min(side, LEAST_SIDE + 2 * halo) for side in (height, width))
+        assert area <= max(1.1 * pixels, least)  # sides are even numbers
+    assert torch.equal(covered, torch.ones_like(covered))
 
 
 def test_a_close_choice_of_the_router_is_a_warning(model: Restorer) -> None:
@@ -186,15 +209,15 @@ def test_restore_takes_a_limit(model: Restorer) -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 41, 3), dtype=np.uint8)
     shares: list[float] = []
     at_once = restore(model, image)
-    by_strips = restore(model, image, memory="8MB", progress=shares.append)
-    assert by_strips.dtype == np.uint8
-    assert int(np.abs(by_strips.astype(int) - at_once.astype(int)).max()) <= 1
+    by_windows = restore(model, image, memory="8MB", progress=shares.append)
+    assert by_windows.dtype == np.uint8
+    assert int(np.abs(by_windows.astype(int) - at_once.astype(int)).max()) <= 1
     assert shares[-1] == pytest.approx(1.0)
     batch = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(restore(model, batch, memory=2**24), restore(model, batch), atol=1e-4, rtol=0)
 
 
-def test_without_a_limit_it_goes_by_strips_where_the_memory_is_short(
+def test_without_a_limit_it_goes_by_windows_where_the_memory_is_short(
     model: Restorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares: list[float] = []
@@ -243,7 +266,7 @@ def test_what_a_photo_takes_at_once_is_not_counted_too_low() -> None:
 
 
 def test_of_short_memories_the_smaller_one_counts(model: Restorer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU the strips are computed there and the maps lie with the CPU: neither may run out."""
+    """On a GPU the windows are computed there and the maps lie with the CPU: neither may run out."""
     shape, gpu = (1, 3, 64, 64), torch.device("cuda")
     wanted = limits.untiled_bytes(model, shape, gpu)
     free = {"cuda": wanted, "cpu": wanted // 4}
@@ -280,12 +303,13 @@ def test_what_cannot_be_streamed_says_so(model: Restorer) -> None:
 
 
 @pytest.mark.parametrize("size", [(5, 7), (16, 16), (4, 30)])
-def test_rows_of_a_resized_map(size: tuple[int, int]) -> None:
+def test_parts_of_a_resized_map(size: tuple[int, int]) -> None:
     small = torch.rand(3, 6, 5)
     gold = torch.nn.functional.interpolate(small[None], size, mode="bilinear", align_corners=False)
-    resized = Resized(small, *size)
-    parts = [resized.read(first, min(first + 3, size[0])) for first in range(0, size[0], 3)]
-    torch.testing.assert_close(torch.cat(parts, 2), gold)
+    resized, made = Resized(small, *size), torch.full_like(gold, torch.nan)
+    for box in windows(*size, (3, 4)):
+        made[:, :, box.top : box.bottom, box.left : box.right] = resized.read(box)
+    torch.testing.assert_close(made, gold)
 
 
 KILLED = """

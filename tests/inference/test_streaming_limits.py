@@ -20,7 +20,8 @@ from cpl.errors import CplError
 from cpl.inference.restore import restore
 from cpl.inference.streaming import Plan, limits, plan, restore_streaming
 from cpl.inference.streaming import restore as streaming
-from cpl.inference.streaming.strips import Resized
+from cpl.inference.streaming.windows import Resized
+from cpl.inference.streaming.workspace import Box
 from cpl.models import create_model
 from cpl.models.restorer import Restorer
 
@@ -53,28 +54,28 @@ def test_a_narrow_photo_takes_what_its_padded_size_does(
     assert narrow == whole
 
 
-def test_a_narrow_photo_goes_by_strips_where_its_padded_size_needs_them(
+def test_a_narrow_photo_goes_by_windows_where_its_padded_size_needs_them(
     model: Restorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = torch.rand(3, 400, 1)
     counted = limits.untiled_bytes(model, (1, 3, 400, 8), CPU)
     plans: list[Plan] = []
-    for share, by_strips in ((0.5, True), (2, False)):
+    for share, by_windows in ((0.5, True), (2, False)):
         monkeypatch.setattr(limits, "free_memory", lambda device, share=share: int(share * counted))
         plans.clear()
         restore(model, image, on_plan=plans.append)
-        assert bool(plans) is by_strips
+        assert bool(plans) is by_windows
 
 
-def test_a_strip_has_no_more_rows_than_its_map() -> None:
-    """Where the widest maps are small ones, those of a low image have fewer rows than a strip with its borders."""
+def test_a_window_is_no_larger_than_its_map() -> None:
+    """Where the widest maps are small ones, those of a low image have fewer rows than a window with its borders."""
     torch.manual_seed(0)
     wide = create_model("cplir", dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1).eval()
-    strips = []
+    windows = []
     for height in (1, 64):
         least = plan(wide, height, 80, 2**40).least
-        strips.append(least - 2 * 4 * 3 * height * 80)  # without the image as given and as made
-    assert strips[0] < 0.7 * strips[1]
+        windows.append(least - 2 * 4 * 3 * height * 80)  # without the image as given and as made
+    assert windows[0] < 0.7 * windows[1]
     image = torch.rand(3, 1, 80)
     restored, _ = restore_streaming(wide, image, plan(wide, 1, 80, 2**40).least, CPU)
     with torch.inference_mode():
@@ -93,11 +94,11 @@ class Largest(TorchDispatchMode):
 
 
 def test_a_resized_map_is_never_as_wide_as_the_image_in_all_its_rows() -> None:
-    """A prompt of 64x64 pixels beside the strips of a panorama would be the largest thing of all."""
+    """A prompt of 64x64 pixels beside the windows of a panorama would be the largest thing of all."""
     small = torch.rand(3, 64, 64)
     with Largest() as largest:
-        rows = Resized(small, 4, 5000).read(0, 2)
-    assert rows.shape == (1, 3, 2, 5000)
+        part = Resized(small, 4, 5000).read(Box(0, 2, 0, 5000))
+    assert part.shape == (1, 3, 2, 5000)
     assert largest.most == 3 * 2 * 5000
 
 

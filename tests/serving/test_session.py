@@ -147,7 +147,7 @@ def test_what_is_not_offered_and_not_there(network: Restorer, tmp_path: Path) ->
         Session(network, {"fog": "fog"})
 
 
-def test_large_photos_go_strip_by_strip(
+def test_large_photos_go_window_by_window(
     network: Restorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[Any] = []

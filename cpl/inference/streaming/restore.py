@@ -18,13 +18,14 @@ from cpl.inference.streaming.walk import Walk
 from cpl.inference.streaming.workspace import Workspace
 from cpl.models.restorer import Restorer
 
-# A strip needs no more than the larger of these two: more bytes are not faster, and strips of a wide image have 32 rows
-# then with a halo of two on each side, of six rows in the smallest: in strips of four, half the work was on halos.
-_LARGE_STRIP = 256 * 2**20  # bytes
-_LARGE_IN_SMALLEST = 6  # times the smallest
+# Bytes of what is computed at a time, beyond which more is not faster. On a CPU blocks of up to 32 MiB are taken again
+# by the allocator; larger ones the system gives page by page each time, which took a third of the work.
+_WINDOW = {"cpu": 64 * 2**20}
+_WINDOW_ELSEWHERE = 256 * 2**20
+_CPU = torch.device("cpu")
 CLOSE = 1e-5  # a router's margin from which on the untiled network chooses the same prompts
 _SPARE = 0.05  # of the limit, left free: 12 megapixels within 2 GiB held 0.02 % more than that without it
-_HELD = 1.6  # times what a strip's arithmetic holds by the count: allocators, and the kernels' own scratch
+_HELD = 1.6  # times what a window's arithmetic holds by the count: allocators, and the kernels' own scratch
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Plan:
 
     Attributes:
         height, width: of the image, in pixels.
-        strip: of what is computed at a time.
-        fewest_rows: of a feature map that are computed at a time; None: every map is one strip.
+        window: of what is computed at a time.
+        least_sides: rows and columns of the smallest part of a feature map that is computed at a time; None: every map
+            is in one part.
         maps_in_memory, maps_in_files: of feature maps, at the worst moment.
         count_in_memory, count_in_files: how many maps that is.
         folder: of the scratch files.
@@ -46,8 +48,8 @@ class Plan:
 
     height: int
     width: int
-    strip: int
-    fewest_rows: int | None
+    window: int
+    least_sides: tuple[int, int] | None
     maps_in_memory: int
     maps_in_files: int
     count_in_memory: int
@@ -59,10 +61,13 @@ class Plan:
     free: int | None = None
 
     def __str__(self) -> str:
-        rows = "in one strip" if self.fewest_rows is None else f"in strips of {self.fewest_rows} rows or more"
-        memory, files = self.maps_in_memory + self.strip, self.maps_in_files
+        parts = "in one window"
+        if self.least_sides is not None:
+            rows, columns = self.least_sides
+            parts = f"in windows of {columns}x{rows} or more"
+        memory, files = self.maps_in_memory + self.window, self.maps_in_files
         return (
-            f"{self.width}x{self.height} {rows}, in about {in_words(memory)} of memory with "
+            f"{self.width}x{self.height} {parts}, in about {in_words(memory)} of memory with "
             f"{_maps(self.count_in_memory)} in it, "
             + (
                 f"and {in_words(files)} of scratch files in {self.folder} for {_maps(self.count_in_files)}"
@@ -103,6 +108,7 @@ def plan(
     limit: int,
     folder: str | Path | None = None,
     free: int | None = None,
+    device: torch.device = _CPU,
 ) -> Plan:
     """For an image of that size, with ``limit`` bytes of memory beyond what the process has already.
 
@@ -112,14 +118,14 @@ def plan(
         TooLittleMemory: even the smallest plan needs more; the message says how much.
     """
 
-    def walk(memory: int, strip: int = 0) -> Walk:
+    def walk(memory: int, window: int = 0) -> Walk:
         workspace = Workspace(memory, None, counts_only=True)
-        made = Walk(model, workspace, int(strip / _HELD), torch.device("cpu"), computes=False)
+        made = Walk(model, workspace, int(window / _HELD), _CPU, computes=False)
         made.run(torch.empty(3, height, width, device="meta"))
         return made
 
     image = 2 * 4 * 3 * height * width  # given and made
-    smallest = int(_HELD * walk(0).smallest_strip)
+    smallest = int(_HELD * walk(0).smallest_window)
     least = image + smallest
     if limit < least:
         have = f"the limit leaves {in_words(limit, math.floor)}"
@@ -129,15 +135,16 @@ def plan(
             f"a {width}x{height} image needs at least {in_words(least, math.ceil)} of memory, and {have}: "
             f"{more_memory(free)}, or give a smaller image"
         )
-    strip = min(max(_LARGE_STRIP, _LARGE_IN_SMALLEST * smallest), max(smallest, (limit - image) // 2))
-    maps = max(0, limit - image - strip - int(_SPARE * limit))
-    counted = walk(maps, strip)
+    most = _WINDOW.get(device.type, _WINDOW_ELSEWHERE)
+    window = max(smallest, min(most, (limit - image) // 2))
+    maps = max(0, limit - image - window - int(_SPARE * limit))
+    counted = walk(maps, window)
     used, where = counted.workspace, Path(folder or tempfile.gettempdir())
     return Plan(
         height,
         width,
-        strip,
-        counted.fewest_rows,
+        window,
+        counted.least_sides,
         used.most_in_memory,
         used.most_in_files,
         used.most_maps_in_memory,
@@ -178,11 +185,11 @@ def restore_streaming(
             meanwhile, in the middle.
     """
     _, height, width = image.shape
-    needed = plan(model, height, width, limit, folder, free)
+    needed = plan(model, height, width, limit, folder, free, device)
     needed.check_disk()
     on_plan(needed)
     workspace = Workspace(needed.maps_in_memory, needed.folder, remedy=needed.remedy)
-    work = Walk(model, workspace, int(needed.strip / _HELD), device, progress=progress)
+    work = Walk(model, workspace, int(needed.window / _HELD), device, progress=progress)
     work.total = needed.work
     with torch.inference_mode():
         restored = work.run(image.float().cpu())

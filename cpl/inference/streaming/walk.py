@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cpl.inference.streaming.strips import Attention, Resized, Rows, convolution, second_sweep, strips
-from cpl.inference.streaming.workspace import Joined, Map, Source, Workspace
+from cpl.inference.streaming.limits import give_back
+from cpl.inference.streaming.windows import (
+    LEAST_SIDE,
+    Attention,
+    Resized,
+    Window,
+    convolution,
+    second_sweep,
+    side_lengths,
+    windows,
+)
+from cpl.inference.streaming.workspace import Box, Joined, Map, Source, Workspace
 from cpl.models.restorer import MULTIPLE, Restorer
 from cpl.nn.block import TransformerBlock
 from cpl.nn.padding import reflected_index
@@ -19,7 +30,7 @@ Progress = Callable[[float], None]
 
 
 class Padded:
-    """The image [3, H, W], padded on the right and below as the network pads it, read by rows."""
+    """The image [3, H, W], padded on the right and below as the network pads it."""
 
     def __init__(self, image: Tensor) -> None:
         self._image = image
@@ -28,8 +39,9 @@ class Padded:
         self.height, self.width = height + -height % MULTIPLE, width + -width % MULTIPLE
         self._rows, self._columns = reflected_index(height, self.height), reflected_index(width, self.width)
 
-    def read(self, first: int, end: int) -> Tensor:
-        return self._image[None, :, self._rows[first:end]][..., self._columns]
+    def read(self, box: Box) -> Tensor:
+        rows, columns = self._rows[box.top : box.bottom], self._columns[box.left : box.right]
+        return self._image[None, :, rows][..., columns]
 
 
 class Walk:
@@ -37,8 +49,8 @@ class Walk:
 
     Attributes:
         work: of all sweeps so far, pixels times channels.
-        smallest_strip: bytes of the smallest strip in the widest sweep.
-        fewest_rows: of a map at a time, in any sweep whose map is higher than its strips; None: each is one strip.
+        smallest_window: bytes of the smallest window in the widest sweep.
+        least_sides: rows and columns of the smallest window in any sweep that has several; None: each is one window.
         margins: of each routing, between the share of the last prompt chosen and the first left out.
     """
 
@@ -46,17 +58,17 @@ class Walk:
         self,
         model: Restorer,
         workspace: Workspace,
-        strip_bytes: int,
+        window_bytes: int,
         device: torch.device,
         computes: bool = True,
         progress: Progress = lambda done: None,
     ) -> None:
-        """``strip_bytes``: of what is computed at a time, about; ``computes``: False: maps are only made and freed."""
+        """``window_bytes``: of what is computed at a time, about; ``computes``: False: maps are only made and freed."""
         self.model, self.workspace, self.device = model, workspace, device
-        self._strip_bytes, self._computes, self._progress = strip_bytes, computes, progress
+        self._window_bytes, self._computes, self._progress = window_bytes, computes, progress
         self.work, self._done, self.total = 0.0, 0.0, 1.0
-        self.smallest_strip = 0
-        self.fewest_rows: int | None = None
+        self.smallest_window = 0
+        self.least_sides: tuple[int, int] | None = None
         self.margins: list[float] = []
 
     def run(self, image: Tensor) -> Tensor:
@@ -80,41 +92,45 @@ class Walk:
             1,
             x.channels,
             convolution(model.output),
-            lambda first, rows: self._finish(out, image, first, rows),
+            lambda box, values: self._finish(out, image, box, values),
         )
         self.workspace.free(x)
         return out
 
     @staticmethod
-    def _finish(out: Tensor, image: Tensor, first: int, rows: Tensor) -> None:
+    def _finish(out: Tensor, image: Tensor, box: Box, values: Tensor) -> None:
         """Crops the padding off and adds the image."""
-        end = min(first + rows.shape[2], image.shape[1])
-        if end > first:
-            out[:, first:end] = image[:, first:end] + rows[0, :, : end - first, : image.shape[2]].cpu()
+        height, width = image.shape[1:]
+        rows = slice(box.top, max(box.top, min(box.bottom, height)))
+        columns = slice(box.left, max(box.left, min(box.right, width)))
+        kept = values[0, :, : rows.stop - rows.start, : columns.stop - columns.start]
+        out[:, rows, columns] = image[:, rows, columns] + kept.cpu()
 
     def _sweep(
         self,
         source: Source,
         halo: int,
-        width: int,
-        compute: Callable[[Rows], Tensor | None],
-        write: Callable[[int, Tensor], None] | None = None,
+        channels: int,
+        compute: Callable[[Window], Tensor | None],
+        write: Callable[[Box, Tensor], None] | None = None,
     ) -> None:
-        """``compute`` on every strip; ``width``: channels that it holds at a time, about."""
-        row = 4 * width * source.width
-        self.smallest_strip = max(self.smallest_strip, row * min(2 + 2 * halo, source.height))
-        self.work += source.height * source.width * width
-        rows = max(2, (self._strip_bytes // row - 2 * halo) // 2 * 2)
-        if rows < source.height:
-            self.fewest_rows = min(rows, self.fewest_rows or rows)
+        """``compute`` on every window; ``channels`` that it holds at a time, about."""
+        height, width, pixel = source.height, source.width, 4 * channels
+        least = [min(LEAST_SIDE + 2 * halo, side) for side in (height, width)]
+        self.smallest_window = max(self.smallest_window, pixel * math.prod(least))
+        self.work += height * width * channels
+        sides = side_lengths(self._window_bytes // pixel, halo, height, width)
+        if sides != (height, width):
+            self.least_sides = min(sides, self.least_sides or sides, key=math.prod)
         if not self._computes:
             return
-        for first, end in strips(source.height, rows):
-            result = compute(Rows(source, first, end, halo, self.device))
+        for box in windows(height, width, sides):
+            result = compute(Window(source, box, halo, self.device))
             if write is not None and result is not None:
-                write(first, result)
-            self._done += (end - first) * source.width * width
+                write(box, result)
+            self._done += (box.bottom - box.top) * (box.right - box.left) * channels
             self._progress(self._done / self.total)
+        give_back()  # the next sweep's windows have another size
 
     def _convolved(self, source: Source, conv: nn.Module, channels: int) -> Map:
         made = self.workspace.make(channels, source.height, source.width)
@@ -130,16 +146,16 @@ class Walk:
         made = self.workspace.make(channels, height, width)
         convolve = convolution(conv)
 
-        def write(first: int, rows: Tensor) -> None:
-            made.write(first // 2 if half else first * 2, rows)
+        def write(box: Box, values: Tensor) -> None:
+            made.write(Box(*((side // 2 if half else side * 2) for side in box)), values)
 
-        self._sweep(source, 1, 4 * source.channels, lambda rows: shuffle(convolve(rows)), write)
+        self._sweep(source, 1, 4 * source.channels, lambda window: shuffle(convolve(window)), write)
         return made
 
     def _pointwise(self, source: Joined | Map, conv: Any) -> Map:
         channels = conv.weight.shape[0]
         made = self.workspace.make(channels, source.height, source.width)
-        self._sweep(source, 0, 2 * source.channels + channels, lambda rows: conv(rows.data), made.write)
+        self._sweep(source, 0, 2 * source.channels + channels, lambda window: conv(window.data), made.write)
         return made
 
     def _up(self, x: Map, module: Any, skip: Map) -> Joined:
@@ -165,7 +181,7 @@ class Walk:
         matrix = attention.matrix() if self._computes else torch.empty(0)
         made = self.workspace.make(channels, x.height, x.width)
         self._sweep(
-            x, 2, 4 * channels + 3 * hidden, lambda rows: second_sweep(block, matrix, rows), made.write
+            x, 2, 4 * channels + 3 * hidden, lambda window: second_sweep(block, matrix, window), made.write
         )
         self.workspace.free(*((x,) if isinstance(x, Map) else x.maps))
         return made
@@ -176,8 +192,8 @@ class Walk:
         module: SparsePromptModule = getattr(self.model, f"prompt{level}")
         total = torch.zeros(x.channels, dtype=torch.float64, device=self.device)
 
-        def add(rows: Rows) -> None:
-            total.add_(module.total(rows.data)[0])
+        def add(window: Window) -> None:
+            total.add_(module.total(window.data)[0])
 
         self._sweep(x, 0, x.channels, add)
         channels = module.prompt_param.shape[2]

@@ -12,7 +12,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +23,26 @@ from cpl.inference.streaming.limits import in_words
 BYTES = 4  # of a float32
 
 
+class Box(NamedTuple):
+    """Rows top to bottom and columns left to right of a map, without the latter."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    def grown(self, halo: int, height: int, width: int) -> Box:
+        """With ``halo`` more on each side, as far as a map of that size reaches."""
+        return Box(
+            max(0, self.top - halo),
+            min(height, self.bottom + halo),
+            max(0, self.left - halo),
+            min(width, self.right + halo),
+        )
+
+
 class Source(Protocol):
-    """What rows [1, C, rows, W] can be read from."""
+    """What a part [1, C, bottom - top, right - left] can be read from."""
 
     @property
     def channels(self) -> int: ...
@@ -32,14 +50,14 @@ class Source(Protocol):
     def height(self) -> int: ...
     @property
     def width(self) -> int: ...
-    def read(self, first: int, end: int) -> Tensor: ...
+    def read(self, box: Box) -> Tensor: ...
 
 
 @dataclass
 class Map:
     """A feature map [C, H, W] in float32; ``data`` is None while only its size counts.
 
-    ``read`` and ``write`` take rows; what is read is a view where it can be.
+    What is read is a view.
     """
 
     channels: int
@@ -52,14 +70,13 @@ class Map:
     def bytes(self) -> int:
         return BYTES * self.channels * self.height * self.width
 
-    def read(self, first: int, end: int) -> Tensor:
-        """[1, C, end - first, W]."""
+    def read(self, box: Box) -> Tensor:
         assert self.data is not None
-        return self.data[None, :, first:end]
+        return self.data[None, :, box.top : box.bottom, box.left : box.right]
 
-    def write(self, first: int, rows: Tensor) -> None:
+    def write(self, box: Box, values: Tensor) -> None:
         assert self.data is not None
-        self.data[:, first : first + rows.shape[2]] = rows[0]
+        self.data[:, box.top : box.bottom, box.left : box.right] = values[0]
 
 
 @dataclass(frozen=True)
@@ -80,8 +97,8 @@ class Joined:
     def width(self) -> int:
         return self.maps[0].width
 
-    def read(self, first: int, end: int) -> Tensor:
-        return torch.cat([part.read(first, end) for part in self.maps], dim=1)
+    def read(self, box: Box) -> Tensor:
+        return torch.cat([part.read(box) for part in self.maps], dim=1)
 
 
 class Workspace:

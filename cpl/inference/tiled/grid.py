@@ -53,7 +53,7 @@ def check_tiles(tile: int | None, overlap: int | None, limited: bool = False) ->
     check_tile(tile, overlap)
     if limited:
         raise ValueError(
-            "memory restores exactly, strip by strip, and tile does not: give one of the two, not both"
+            "memory restores exactly, window by window, and tile does not: give one of the two, not both"
         )
 
 
