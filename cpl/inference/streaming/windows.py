@@ -47,8 +47,8 @@ class Window:
 
 
 def side_lengths(pixels: int, halo: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of the windows of a map, even numbers: of about as many ``pixels`` with the halo, as square as the
-    map allows, each at least `LEAST_SIDE` before the map is cut into equal parts."""
+    """Rows and columns of the windows of a map, even numbers: of about as many ``pixels`` with the halo, as square as
+    the map allows, each at least `LEAST_SIDE` before the map is cut into equal parts."""
     if pixels >= height * width:
         return height, width
 
