@@ -93,7 +93,7 @@ def measured(
 
 def about(device: str, dry: bool) -> dict[str, Any]:
     """What the result says of itself."""
-    found = {**facts(), "checkout": machine.commit(), "machine": machine.device(device), "dry": dry}
+    found = {**facts(), "machine": machine.device(device), "dry": dry}
     if device == "cuda" or dry:
         found["machine_was"] = "not checked to be idle"
     if device == "cuda":

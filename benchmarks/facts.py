@@ -7,13 +7,16 @@ from typing import Any
 
 import cpl_kernels
 from benchmarks import idle
+from benchmarks.gpu import machine
 
 
 def facts() -> dict[str, Any]:
-    """Date, versions, commit, core, threads, and whether the machine was looked at."""
+    """Date, versions, the commits of the compiled core and of the checkout around it, core, threads, and whether the
+    machine was looked at."""
     report = cpl_kernels.config()
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **{key: report[key] for key in ("versions", "commit", "native_core", "threads")},
+        "checkout": machine.commit(),
         "machine_was": idle.state(),
     }
