@@ -79,7 +79,7 @@ def test_a_fault_of_ours_is_not_shown_but_logged(
 
 
 def test_progress_is_passed_on(handlers: Handlers, tmp_path: Path) -> None:
-    handlers.session.limits = Limits(memory=2 * 2**20)
+    handlers.session.limits = Limits(memory=8 * 2**20)
     (tmp_path / "large.png").write_bytes(png(64, 64))
     shares: list[float] = []
     press(handlers, tmp_path / "large.png", progress=lambda share, desc: shares.append(share))

@@ -160,8 +160,8 @@ def test_large_photos_go_window_by_window(
     path = upload(tmp_path / "a.png", png(64, 64))
     shares: list[float] = []
     small = Session(network, {}).answer(path)
-    large = Session(network, {}, limits=Limits(memory=2 * 2**20)).answer(path, progress=shares.append)
-    assert given == [None, 2 * 2**20]
+    large = Session(network, {}, limits=Limits(memory=8 * 2**20)).answer(path, progress=shares.append)
+    assert given == [None, 8 * 2**20]
     assert np.abs(small.after - large.after).max() < 1e-5
     assert [c.chosen for c in small.choices] == [c.chosen for c in large.choices]
     assert shares == sorted(shares)

@@ -18,13 +18,14 @@ from cpl.inference.streaming.walk import Walk
 from cpl.inference.streaming.workspace import Workspace
 from cpl.models.restorer import Restorer
 
-# Bytes of what is computed at a time, beyond which more is not faster. On a CPU blocks of up to 32 MiB are taken again
-# by the allocator; larger ones the system gives page by page each time, which took a third of the work.
+# Bytes of what is computed at a time, beyond which more is not faster. On a CPU tensors of up to 32 MiB are taken again
+# from the allocator; larger ones the system gives page by page each time, which took a third of the work.
 _WINDOW = {"cpu": 64 * 2**20}
 _WINDOW_ELSEWHERE = 256 * 2**20
 _CPU = torch.device("cpu")
 CLOSE = 1e-5  # a router's margin from which on the untiled network chooses the same prompts
 _SPARE = 0.05  # of the limit, left free: 12 megapixels within 2 GiB held 0.02 % more than that without it
+_WEIGHTS = 4  # times those of the largest layer: a convolution puts them in another order; measured up to 3.3
 _HELD = 1.6  # times what a window's arithmetic holds by the count: allocators, and the kernels' own scratch
 
 
@@ -64,7 +65,7 @@ class Plan:
         parts = "in one window"
         if self.least_sides is not None:
             rows, columns = self.least_sides
-            parts = f"in windows of {columns}x{rows} or more"
+            parts = f"in windows of about {columns}x{rows} or more"
         memory, files = self.maps_in_memory + self.window, self.maps_in_files
         return (
             f"{self.width}x{self.height} {parts}, in about {in_words(memory)} of memory with "
@@ -125,8 +126,9 @@ def plan(
         return made
 
     image = 2 * 4 * 3 * height * width  # given and made
+    beside = image + _WEIGHTS * 4 * max(weight.numel() for weight in model.parameters())
     smallest = int(_HELD * walk(0).smallest_window)
-    least = image + smallest
+    least = beside + smallest
     if limit < least:
         have = f"the limit leaves {in_words(limit, math.floor)}"
         if free is not None:
@@ -136,8 +138,8 @@ def plan(
             f"{more_memory(free)}, or give a smaller image"
         )
     most = _WINDOW.get(device.type, _WINDOW_ELSEWHERE)
-    window = max(smallest, min(most, (limit - image) // 2))
-    maps = max(0, limit - image - window - int(_SPARE * limit))
+    window = max(smallest, min(most, (limit - beside) // 2))
+    maps = max(0, limit - beside - window - int(_SPARE * limit))
     counted = walk(maps, window)
     used, where = counted.workspace, Path(folder or tempfile.gettempdir())
     return Plan(

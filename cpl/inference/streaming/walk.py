@@ -41,7 +41,7 @@ class Padded:
 
     def read(self, box: Box) -> Tensor:
         rows, columns = self._rows[box.top : box.bottom], self._columns[box.left : box.right]
-        return self._image[None, :, rows][..., columns]
+        return self._image[None][..., rows[:, None], columns]
 
 
 class Walk:
@@ -90,7 +90,7 @@ class Walk:
         self._sweep(
             x,
             1,
-            x.channels,
+            2 * x.channels,
             convolution(model.output),
             lambda box, values: self._finish(out, image, box, values),
         )
@@ -195,7 +195,7 @@ class Walk:
         def add(window: Window) -> None:
             total.add_(module.total(window.data)[0])
 
-        self._sweep(x, 0, x.channels, add)
+        self._sweep(x, 0, 2 * x.channels, add)
         channels = module.prompt_param.shape[2]
         small = torch.zeros(channels, 1, 1)
         if self._computes:

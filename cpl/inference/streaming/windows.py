@@ -19,9 +19,7 @@ from cpl.nn.resample import bilinear_neighbours
 from cpl_kernels import dwconv, gated_dwconv
 
 _MIN_NORM = 1e-12  # as channel_attention's
-LEAST_SIDE = (
-    16  # of a window without its halo: one of two pixels on each side is half the work then, and more below
-)
+LEAST_SIDE = 16  # of a window without its halo, which is a third of the work then, and more below
 
 
 class Window:
@@ -87,11 +85,14 @@ class Attention:
 
     def add(self, window: Window) -> None:
         attn, both = self._block.attn, 2 * self.channels
-        normalised = self._block.norm1(window.data)
-        qk = dwconv(pointwise_conv(normalised, attn.qkv.weight[:both]), attn.qkv_dwconv.weight[:both])
+        qk = dwconv(
+            pointwise_conv(self._block.norm1(window.data), attn.qkv.weight[:both]),
+            attn.qkv_dwconv.weight[:both],
+        )
         q, k = window.of(qk).reshape(2, self.heads, self.channels // self.heads, -1)
         self._products += (q @ k.mT).double()
-        self._squares += torch.stack((q, k)).square().sum(-1, dtype=torch.float64)
+        for squares, x in zip(self._squares, (q, k), strict=True):
+            squares += x.square().sum(-1).double()  # as the products: in float64 from window to window
 
     def matrix(self) -> Tensor:
         """[C, C, 1, 1]: the attention and the projection behind it as one 1x1 convolution."""
