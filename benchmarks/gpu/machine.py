@@ -36,7 +36,9 @@ def commit() -> str:
     if kept.exists():
         return kept.read_text().strip()
     if (ROOT / ".git").exists() and (head := said("git", "rev-parse", "HEAD")):
-        changed = said("git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+        changed = said(
+            "git", "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results"
+        )
         return f"{head} with changes that are not committed" if changed else head
     return "unknown"
 
