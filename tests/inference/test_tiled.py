@@ -216,7 +216,7 @@ def test_batches_are_chosen_by_size_and_free_memory(monkeypatch: pytest.MonkeyPa
     assert tiled._at_once(model, Grid.over((600, 512), 512, 64), CPU) == 1
     assert tiled._at_once(model, Grid.over((128, 200), 128, 16), CPU) == 2  # there are no more
     two = limits.untiled_bytes(model, (2, 3, 128, 128), CPU)
-    monkeypatch.setattr(limits, "free_memory", lambda device: 2 * two)
+    monkeypatch.setattr(limits, "free_memory", lambda device: int(two / limits._SHARE) + 2)
     assert tiled._at_once(model, grid, CPU) == 2
     monkeypatch.setattr(limits, "free_memory", lambda device: 1)
     assert tiled._at_once(model, grid, CPU) == 1
