@@ -158,7 +158,7 @@ def test_rows_and_maps_of_the_plan_are_those_of_the_work(
 
 
 @pytest.mark.parametrize(
-    ("height", "width"), [(64, 64), (1000, 1000), (48, 20000), (20000, 8), (3000, 4000), (17, 4001), (1, 1)]
+    ("height", "width"), [(64, 64), (375, 500), (48, 20000), (20000, 8), (17, 4001), (1, 1)]
 )
 @pytest.mark.parametrize("halo", [0, 1, 2])
 @pytest.mark.parametrize("pixels", [400, 3000, 60_000])
