@@ -70,8 +70,8 @@ def restore(
         memory: a limit like "2GB" on the memory that restoring takes beside the model and the image as given: the image
             is worked through window by window, with the same result to float32 rounding (exact: not tiles), and what
             does not fit lies in scratch files in the folder for temporary ones (TMPDIR). Small
-            images take longer so. For the networks of cpl.create_model, in float32. None: at once, unless the memory
-            that is free does not suffice for that; then as with half of it for a limit.
+            images take longer so. For the networks of cpl.create_model, in float32. None: at once, unless the free
+            memory does not suffice for that; then as with half of it for a limit.
         tile, overlap: sides of overlapping tiles and what neighbours share, in pixels, such as 512 and 64: multiples of
             8, overlap at most half of tile (None: an eighth). Any model and dtype, in little memory, but another
             picture than the whole image's, see docs/restoring.md. An image of one tile or less is restored at once.
