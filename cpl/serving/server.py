@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
+import logging
 import os
 import socket
 import tempfile
@@ -125,10 +127,16 @@ def serve(
             timeout_graceful_shutdown=_GRACE,
             server_header=False,
         )
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
         # uvicorn raises the signal again once it has ended.
         with contextlib.suppress(KeyboardInterrupt), swept(folder):
             Server(config).run(sockets=[listening])
         return worker.busy
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """A request that was still open when the server stopped is no error, and its traceback would look like one."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
 def examples(session: Session, folder: Path) -> list[Any]:

@@ -215,6 +215,31 @@ def test_a_signal_ends_it(
         assert probe.connect_ex(("127.0.0.1", int(url.rpartition(":")[2]))) != 0
 
 
+def test_a_request_that_is_cut_off_by_the_end_is_no_error(
+    network: Restorer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A browser asks how far its upload is, of which gradio thinks for three seconds, longer than we wait."""
+    seen: list[type[Exception]] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(f"{url}/gradio_api/upload_progress?upload_id=none", timeout=30)
+        except Exception as error:
+            seen.append(type(error))
+
+    def use_and_end() -> None:
+        asking.start()
+        time.sleep(0.5)  # until the request is there
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with open_socket("127.0.0.1", 0) as listening:
+        url, asking = url_of(listening), threading.Thread(target=ask)
+        serve(Session(network, {}), listening, ready=threading.Timer(0.1, use_and_end).start)
+    asking.join(30)
+    assert seen, "the request was answered: nothing was cut off"
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
 class Stuck(nn.Module):
     """A network that is at work for as long as the test wants."""
 
