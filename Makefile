@@ -43,10 +43,12 @@ JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 8 ] && n=8; echo $$
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 test: $(INSTALLED)  ## Run all tests (Triton's interpreter in processes of its own); JOBS=1 for one at a time
+	$(BIN)/python -m tests.kernels.prebuild
 	$(PYTEST) -m 'not slow and not interpreter and not gpu'
 	TRITON_INTERPRET=1 $(PYTEST) -m 'interpreter and not slow' tests/kernels
 
 test-full: $(INSTALLED)  ## Run the full grid too: every instruction set, target, configuration and slow test
+	$(BIN)/python -m tests.kernels.prebuild
 	$(PYTEST) -m 'not interpreter and not gpu'
 	TRITON_INTERPRET=1 $(PYTEST) -m interpreter tests/kernels
 

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import harness
 
+pytestmark = pytest.mark.xdist_group("tiny benchmark")  # measured once, not by each process
 ROOT = Path(__file__).resolve().parents[2]
 TINY = """
 import pytest

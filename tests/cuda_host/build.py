@@ -52,17 +52,21 @@ def executable(sources: Iterable[Path]) -> Path:
     """The emulator with ``sources`` linked in; compiles what changed since it was last asked for."""
     everything = [*RUNTIME, *sources]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(_object, everything))
+        objects = list(pool.map(compiled, everything))
     target = CACHE / digest(b"link", *(str(o).encode() for o in objects), *(flag.encode() for flag in LINK))
     return made(target, ["g++", *LINK, *map(str, objects)])
 
 
 def op(name: str) -> Path:
     """The emulator of one op: tests/cuda_host/<name>.cpp and csrc/<name>/cuda.cu."""
-    return executable([HERE / f"{name}.cpp", CSRC / name / "cuda.cu"])
+    return executable(op_sources(name))
 
 
-def _object(source: Path) -> Path:
+def op_sources(name: str) -> list[Path]:
+    return [HERE / f"{name}.cpp", CSRC / name / "cuda.cu"]
+
+
+def compiled(source: Path) -> Path:
     name = digest(compiler(), *(flag.encode() for flag in COMPILE), *contents(source, INCLUDE))
     return made(CACHE / f"{name}.o", ["g++", *COMPILE, "-x", "c++", "-c", str(source)])
 

@@ -9,7 +9,10 @@ from torch import Tensor
 from cpl_kernels.core import DTYPE_CODES
 from tests.cuda_host import build, emulator
 
-pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=f"{build.why_not()}")
+pytestmark = [
+    pytest.mark.skipif(build.why_not() is not None, reason=f"{build.why_not()}"),
+    pytest.mark.xdist_group("planted"),  # compiled once, not by each process
+]
 
 SEEDS = (0, 1, 2)  # threads upwards, downwards, shuffled
 N = 150  # three blocks of 64, the last one not full

@@ -21,10 +21,13 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.serving.conftest import Served, bomb, png
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER),
-    reason="no chromium and chromedriver here: apt-get install chromium chromium-driver",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER),
+        reason="no chromium and chromedriver here: apt-get install chromium chromium-driver",
+    ),
+    pytest.mark.xdist_group("browser"),  # one browser, not one for each process
+]
 # No first-run pages, no updates, no sandbox (which root cannot have): the test is of our page.
 FLAGS = (
     "--headless",

@@ -16,6 +16,8 @@ from pathlib import Path
 from tests.cuda_host import build
 from tests.cuda_host.build import CSRC, ROOT, compiler, contents, digest, made
 
+Job = tuple[Path, tuple[str, ...]]
+
 CACHE = ROOT / "build" / "sanitized"
 PLANTED = Path(__file__).parent / "planted.cpp"
 # Without bounds-strict: CPython declares the last member of a tuple as an array of one.
@@ -64,6 +66,11 @@ def _library(name: str) -> Path:
 
 def core() -> Path:
     """The module, with every op and instruction set of the real one, without CUDA."""
+    return _linked("_core", core_jobs())
+
+
+def core_jobs() -> list[Job]:
+    """Every source of the module and its flags."""
     import pybind11
 
     bindings = (
@@ -71,23 +78,26 @@ def core() -> Path:
         f"-I{sysconfig.get_paths()['include']}",
         "-DCPL_X86_VARIANTS",
     )
-    jobs = [(CSRC / "module.cpp", bindings), (CSRC / "common" / "isa.cpp", ("-DCPL_X86_VARIANTS",))]
+    jobs: list[Job] = [
+        (CSRC / "module.cpp", bindings),
+        (CSRC / "common" / "isa.cpp", ("-DCPL_X86_VARIANTS",)),
+    ]
     for source in sorted(CSRC.glob("*/cpu.cpp")):
         jobs += [(source, (f"-DCPL_ISA={isa}", *flags)) for isa, flags in ISAS.items()]
-    return _linked("_core", jobs)
+    return jobs
 
 
 def planted() -> Path:
     return _linked("planted", [(PLANTED, ("-fvisibility=default",))])
 
 
-def _linked(name: str, jobs: list[tuple[Path, tuple[str, ...]]]) -> Path:
+def _linked(name: str, jobs: list[Job]) -> Path:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda job: _object(*job), jobs))
+        objects = list(pool.map(lambda job: compiled(*job), jobs))
     key = digest(*(str(o).encode() for o in objects), *(flag.encode() for flag in LINK))
     return made(CACHE / f"{name}-{key}.so", ["g++", *LINK, *map(str, objects)])
 
 
-def _object(source: Path, flags: tuple[str, ...]) -> Path:
+def compiled(source: Path, flags: tuple[str, ...]) -> Path:
     key = digest(compiler(), *(flag.encode() for flag in (*COMPILE, *flags)), *contents(source))
     return made(CACHE / f"{key}.o", ["g++", *COMPILE, *flags, "-c", str(source)])
