@@ -112,7 +112,9 @@ def served(checkpoint: Path, usage: Usage, tmp_path_factory: pytest.TempPathFact
         assert process.returncode == 0
         assert said.endswith("stopped\n")
         # Other tracebacks are gradio's, of hostile requests; the end of the server is none.
-        assert not any(word in said for word in ("KeyboardInterrupt", "CancelledError", "Exception in ASGI")), said
+        assert not any(
+            word in said for word in ("KeyboardInterrupt", "CancelledError", "Exception in ASGI")
+        ), said
         assert os.listdir(temporary) == []  # what was uploaded is gone
     finally:
         with contextlib.suppress(ProcessLookupError):
