@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cpl_kernels
-from benchmarks import harness, rows
+from benchmarks import copies, harness, rows
 from cpl_kernels.aggregate_prompts import reference
 
 # (B, N, k, C, S): the three levels of the model, larger batches, more prompts; each as it is and resized to 1.5.
@@ -68,6 +68,25 @@ def ours(backend: str) -> harness.Function:
     return lambda p, w, i, size: cpl_kernels.aggregate_prompts(w, i, p, size, backend=backend)
 
 
+class Copies(torch.autograd.Function):
+    """Moves what must move: the used prompts (read in either pass), y and dy, and a gradient for all prompts."""
+
+    @staticmethod
+    def forward(ctx: Any, prompts: Tensor, weights: Tensor, used: int, size: int) -> Tensor:
+        ctx.save_for_backward(prompts, weights)
+        ctx.used = used
+        y = prompts.new_empty(len(weights), prompts.shape[1], size, size)
+        copies.move([prompts[:used]], y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        prompts, weights = ctx.saved_tensors
+        dprompts = torch.empty_like(prompts)
+        copies.move([dy, prompts[: ctx.used]], dprompts)
+        return dprompts, torch.zeros_like(weights), None, None
+
+
 def problem(batch: int, count: int, k: int, channels: int, side: int, size: int) -> harness.Problem:
     rng = torch.Generator().manual_seed(0)
     values, indices = torch.randn(batch, count, generator=rng).softmax(1).topk(k, dim=1)
@@ -77,15 +96,16 @@ def problem(batch: int, count: int, k: int, channels: int, side: int, size: int)
         weights = values.to(device, dtype).requires_grad_()
         return [prompts, weights], torch.randn(batch, channels, size, size, device=device, dtype=dtype)
 
-    row, result = channels * side * side, batch * channels * size * size
+    row, result, used = channels * side * side, batch * channels * size * size, len(indices.unique())
     # Read the used prompts and write the result; the backward reads dy and them, and writes a gradient for all N.
-    forward = result + len(indices.unique()) * row
+    forward = result + used * row
     return harness.Problem(
         (batch, count, k, channels, side, size),
         make,
         {"forward": forward, "forward+backward": 2 * forward + count * row},
         forward,
         fixed=lambda device: (indices.to(device), size),
+        copies=lambda prompts, weights, indices, size: Copies.apply(prompts, weights, used, size),
     )
 
 

@@ -38,7 +38,7 @@ def main(op: str, dtype: str, sizes: str) -> None:
     importlib.import_module("torch._inductor.compile_fx")
     bench = harness.load(op)
     for problem in range(int(sizes)):
-        for name in bench.implementations:
+        for name in bench.rows(bench.problems["cpu"][problem]):
             in_a_process_of_its_own(lambda p=problem, n=name: _print_peaks(bench, p, dtype, n))
 
 
@@ -83,7 +83,7 @@ def _print_peaks(bench: harness.Bench, problem: int, dtype: str, name: str) -> N
     size, cpu = bench.problems["cpu"][problem], torch.device("cpu")
     leaves, dy = size.make(cpu, getattr(torch, dtype))
     try:
-        calls = harness.passes_of(size.bind(bench.implementations[name](), cpu), leaves, dy)
+        calls = harness.passes_of(size.bind(bench.rows(size)[name](), cpu), leaves, dy)
         for passes in harness.PASSES:
             calls[passes]()
             found = {"problem": problem, "passes": passes, "name": name, "peak_bytes": peak(calls[passes])}

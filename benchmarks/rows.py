@@ -40,10 +40,10 @@ sizes: int | None = None  # how many of an op's, from the first on; None: all
 def of(bench: harness.Bench) -> list[Row]:
     return [
         Row(bench.op, i, dtype, passes, name)
-        for i in range(len(bench.problems["cpu"][:sizes]))
+        for i, problem in enumerate(bench.problems["cpu"][:sizes])
         for dtype in bench.dtypes["cpu"]
         for passes in harness.PASSES
-        for name in bench.implementations
+        for name in bench.rows(problem)
     ]
 
 

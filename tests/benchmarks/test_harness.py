@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import harness, idle, memory, rows
+from benchmarks import copies, harness, idle, memory, rows
 
 
 def bench(**implementations: Callable[[], harness.Function]) -> harness.Bench:
@@ -89,6 +90,39 @@ def test_what_is_wrong_is_not_timed() -> None:
         AssertionError, match=r"add 3x4: wrong, result 2"
     ):  # right, but for the second gradient
         runs_of(ours=lambda: torch.add, wrong=lambda: lambda a, b: a + b.detach() + 2 * (b - b.detach()))
+
+
+def test_copies_in_an_ops_place_need_not_be_right_and_make_no_peer_look_far(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    declared = bench(ours=lambda: torch.add)
+    problem = dataclasses.replace(declared.problems["cpu"][0], copies=lambda a, b: 0 * (a + b))
+    calls, _ = harness.runs(declared, problem, torch.device("cpu"), torch.float32)
+    assert list(calls) == ["ours", harness.COPIES]
+    assert not calls[harness.COPIES]["forward"]().any()
+    monkeypatch.setattr(harness, "SECONDS", 0)
+    seconds = {harness.COPIES: 0.01, "peer": 1.0, "other": 2.0}
+    now = ""
+
+    def call(name: str) -> None:
+        nonlocal now
+        now = name
+
+    def clock(one: Callable[[], object]) -> float:
+        one()
+        return seconds[now]
+
+    times = harness.interleaved({name: partial(call, name) for name in seconds}, clock)
+    assert {len(taken) for taken in times.values()} == {harness.LEAST_ROUNDS}
+
+
+@pytest.mark.parametrize("lengths", [(2,), (7,), (3, 9), (3, 2)])
+def test_copies_write_every_element(lengths: tuple[int, ...]) -> None:
+    read = [torch.full((1, length), float(i + 1)) for i, length in enumerate(lengths)]
+    written = torch.full((2, 3), torch.nan)
+    copies.move(read, written)
+    expected = [i + 1 for i, length in enumerate(lengths) for _ in range(length)] + [0] * 6
+    assert written.flatten().tolist() == expected[:6]
 
 
 def test_what_cannot_run_is_left_out_with_its_reason() -> None:
