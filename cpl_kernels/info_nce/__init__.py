@@ -67,7 +67,7 @@ def info_nce(
         similarity is safe. Under autocast query, key and queue are cast to the autocast dtype, as for a
         matmul. Differentiable with respect to query, key and temperature. For the backward the inputs and
         the log-sum-exps are kept, O((B + M) D). On the CPU a loss that is reduced to a number makes its
-        gradients with the forward, in one direction always and else up to 4 million pairs, and they are kept instead.
+        gradients with the forward, unless it has a queue and is symmetric or without key, and they are kept instead.
 
     Raises:
         TypeError: dtypes that are not floating or differ, labels or targets that are not int64.

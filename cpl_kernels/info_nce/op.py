@@ -18,8 +18,6 @@ from torch import Tensor
 from cpl_kernels import autocast, backends, checks
 from cpl_kernels.registration import register_differentiable
 
-AT_ONCE = 2**22  # similarities: 16 MiB in fp32, whatever the size of the rest
-
 
 def check_values(
     queries: int, keys: int | None, targets: Tensor | None, temperature: Tensor, ignore_index: int
@@ -56,17 +54,14 @@ def had_at_once(
 ) -> bool:
     """Whether the forward makes the gradients. A function of what fakes know too, so not of the backend chosen.
 
-    One direction has a row's gradient once the row is known. Otherwise all log-sum-exps come before any gradient: then
-    it is worth keeping the similarities between the two, as far as AT_ONCE says, and beyond they are made again.
-    reduction="none" needs the loss's gradient first. On a GPU no tile holds whole rows.
+    One direction has a row's gradient once the row is known. Otherwise all log-sum-exps come before any gradient:
+    the forward then keeps similarities between the two, as many as fit into memory of the size of its operands
+    (tiled.kept_at_most). A queue is little worth there, and its tiles are not kept. reduction="none" needs the
+    loss's gradient first. On a GPU no tile holds whole rows.
     """
     if not any(needs) or reduction == "none" or query.device.type != "cpu" or backend not in ("", "native"):
         return False
-    if key is not None and not symmetric:
-        return True
-    # With the queries for keys, half the pairs.
-    pairs = query.shape[0] ** 2 // 2 if key is None else query.shape[0] * key.shape[0]
-    return queue is None and pairs <= AT_ONCE
+    return queue is None or (key is not None and not symmetric)
 
 
 def _forward(

@@ -3,7 +3,8 @@
 The log-sum-exps come first, in one sweep over the tiles for rows and columns alike; the backward makes the tiles
 again. Where the keys are the queries only the upper triangle of tiles is visited. Where whole rows can be had at
 a time and there is one direction, the gradient comes with the forward, from three products of matrices
-instead of four: ``forward_with_gradients``. So it does where all tiles together are small enough to be kept.
+instead of four: ``forward_with_gradients``. So it does otherwise, where the tiles that fit into memory of the
+size of the operands are kept between the two sweeps, and only the rest is made again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from cpl_kernels.info_nce.tiles import Place, Side, Span, Sums, Tiles, WholeRows
 
 # mm(..., out_dtype=) came with torch 2.8, for CUDA tensors alone.
 _SUMS_IN_FP32 = "out_dtype" in (torch.mm.__doc__ or "")
+
+KEPT = 2**22  # similarities that are kept in any case: 16 MiB in fp32
 
 
 def forward(
@@ -103,13 +106,18 @@ def forward_with_gradients(
     if key is not None and not symmetric:
         return _by_whole_rows(tiles_of, q, positives, query, key, queue, temperature, reduction, *needs)
     keys = q if key is None else tiles_of.operand(key.detach())
-    tiles = tiles_of(q, temperature, keep=True)
+    tiles = tiles_of(q, temperature, keep=kept_at_most(q, keys))
     outputs = _forward(tiles, q, keys, positives, query, key, queue, symmetric, reduction)
     one = torch.ones((), dtype=torch.float64, device=q.device)
     gradients = _backward(
         tiles, q, keys, positives, one, query, key, queue, *outputs[1:], symmetric, reduction, *needs
     )
     return *outputs, *gradients
+
+
+def kept_at_most(q: Tensor, keys: Tensor) -> int:
+    """How many similarities are kept between the sweeps: twice as many as the operands have elements, or KEPT."""
+    return max(KEPT, 2 * (q.numel() + keys.numel()))
 
 
 def _by_whole_rows(

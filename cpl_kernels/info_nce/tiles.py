@@ -148,10 +148,11 @@ class Tiles(Protocol):
 class WholeRows(Tiles, Protocol):
     """A backend whose tiles may have all columns, and may be kept.
 
-    With ``keep`` the products of a tile (without a queue's) stay from ``add`` until ``gradient``.
+    The products of the first tiles, ``keep`` elements at most, stay from ``add`` until ``gradient``. There is no queue
+    then.
     """
 
-    def __init__(self, query: Tensor, temperature: Tensor, keep: bool = False) -> None: ...
+    def __init__(self, query: Tensor, temperature: Tensor, keep: int = 0) -> None: ...
 
     def rows_of_whole(self, columns: int) -> int:
         """How many whole rows a tile has, at most."""

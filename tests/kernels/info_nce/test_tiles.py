@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import cpl_kernels
 from cpl_kernels import core
-from cpl_kernels.info_nce import native, op
+from cpl_kernels.info_nce import native, op, tiled
 from tests.kernels.info_nce.spec import IGNORE, SPEC
 from tests.kernels.spec import Case
 from tests.kernels.targets import Target, check, on
@@ -29,11 +29,14 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "WHOLE", 1)
 
 
-@pytest.fixture(params=[True, False], ids=["kept", "made again"])
-def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether tiles are kept for gradients with the forward, as those of small calls are."""
-    if not request.param:
-        monkeypatch.setattr(op, "AT_ONCE", -1)
+@pytest.fixture(params=["kept", "some kept", "made again", "later"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which tiles are kept for gradients with the forward; or gradients by the backward, as some arrangements have."""
+    most = {"some kept": 7 if "tiny_tiles" in request.fixturenames else 520 * 520, "made again": 0}
+    if request.param == "later":
+        monkeypatch.setattr(op, "had_at_once", lambda *_: False)
+    elif request.param != "kept":
+        monkeypatch.setattr(tiled, "kept_at_most", lambda *_: most[request.param])
     return request.param
 
 
@@ -182,10 +185,56 @@ def in_bf16(arrangement: dict[str, Any]) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_keeps_no_matrix(symmetric: bool, kept: bool) -> None:
+def test_keeps_no_matrix(symmetric: bool, kept: str) -> None:
     query, key = rows(64, 4).float().requires_grad_(), rows(64, 4, seed=1).float().requires_grad_()
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         cpl_kernels.info_nce(query, key, symmetric=symmetric, backend="native")
-    gradients = 2 * 64 * 4 if kept or not symmetric else 0
+    gradients = 0 if kept == "later" else 2 * 64 * 4
     assert sum(t.numel() for t in saved) <= 2 * 64 * 4 + 4 * 64 + 1 + gradients + 1
+
+
+@pytest.mark.parametrize("arrangement", ["symmetric", "SimCLR"])
+def test_keeps_as_many_similarities_as_it_may(arrangement: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first tiles, in the memory that is allowed; none is multiplied again that was kept."""
+    options = {
+        "symmetric": {"key": rows(96, seed=1).float(), "symmetric": True},
+        "SimCLR": {"targets": torch.arange(96).roll(48)},
+    }
+    products: list[int] = []
+    multiply = torch.mm
+
+    def counted(a: Tensor, b: Tensor, **out: Tensor) -> Tensor:
+        products.append(0 if out else len(a) * b.shape[1])
+        return multiply(a, b, **out)
+
+    monkeypatch.setattr(native.torch, "mm", counted)
+    monkeypatch.setattr(native.NativeTiles, "row_step", 32)
+    monkeypatch.setattr(native.NativeTiles, "column_step", 32)
+    every = {}
+    for most in (0, 3000, 2**20):
+        monkeypatch.setattr(tiled, "kept_at_most", lambda *_, most=most: most)
+        products.clear()
+        cpl_kernels.info_nce(rows(96).float().requires_grad_(), **options[arrangement], backend="native")
+        assert sum(products) <= most
+        every[most] = len(products)
+    tiles = every[2**20]
+    assert every[0] == 2 * tiles
+    assert tiles < every[3000] < 2 * tiles
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_same_bits_at_any_thread_count_with_long_vectors(symmetric: bool) -> None:
+    """From native.LONG features on tiles are larger; the rows are enough for several, and for a last small one."""
+    query, key = (rows(1300, native.LONG + 4, seed).float().requires_grad_() for seed in (0, 1))
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            loss = cpl_kernels.info_nce(query, key, symmetric=symmetric, backend="native")
+            results.append((loss.detach(), *torch.autograd.grad(loss, [query, key])))
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
