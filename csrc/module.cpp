@@ -5,6 +5,7 @@
 
 #include "aggregate_prompts/bind.h"
 #include "channel_attention/bind.h"
+#include "common/caches.h"
 #include "common/isa.h"
 #include "common/pyview.h"
 #include "dwconv/bind.h"
@@ -22,6 +23,8 @@
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Native kernels of cpl_kernels over raw pointers; called through cpl_kernels.<op>.native and .cuda.";
   m.def("isa", [] { return cpl::isa_name(cpl::active_isa()); });
+  m.def("last_level_cache", &cpl::last_level_cache);
+  m.def("set_last_level_cache", &cpl::set_last_level_cache);  // for tests
   m.attr("CUDA_ARCHS") = CPL_CUDA_ARCHS;
 #if defined(CPL_WITH_CUDA)
   m.attr("HAS_CUDA") = true;

@@ -17,16 +17,16 @@ namespace cpl {
 namespace CPL_ISA {
 namespace {
 
-constexpr int64_t kMaxTile = 4096;         // elements: longer runs measured no faster
-constexpr int64_t kMinTile = 256;          // below, the runs are too short for the hardware's prefetcher
-constexpr int64_t kCacheBytes = 1 << 20;   // what the pieces of a run may take of the second-level cache
-constexpr int64_t kStreamBytes = 4 << 20;  // results above this no longer wait in cache for who reads them
+constexpr int64_t kMaxTile = 4096;        // elements: longer runs measured no faster
+constexpr int64_t kMinTile = 256;         // below, the runs are too short for the hardware's prefetcher
+constexpr int64_t kCacheBytes = 1 << 20;  // what the pieces of a run may take of the second-level cache
+constexpr size_t kStreamBytes = 4 << 20;  // the least result that is written past the caches
 
 int64_t elements(const AggregateSize& s) { return s.channels * s.source_height * s.source_width; }
 
 template <typename T>
 bool streamed(int64_t rows, int64_t length) {
-  return bytes<T>(rows, length) > static_cast<size_t>(kStreamBytes);
+  return is_streamed(bytes<T>(rows, length), kStreamBytes);
 }
 
 // Runs of P, and chunks of runs; functions of the sizes alone, never of the thread count.

@@ -21,7 +21,7 @@ namespace {
 
 constexpr int64_t kPiece = 4096;                   // elements: a piece of all operands stays in the L2 cache
 constexpr int64_t kFlush = 1024;                   // terms summed in fp32, side by side, before going to fp64
-constexpr size_t kStreamBytes = size_t{24} << 20;  // of a result that is written past the caches
+constexpr size_t kStreamBytes = size_t{24} << 20;  // the least result that is written past the caches
 
 // A piece: rows [row, row + rows) of an image, and of each [first, first + count).
 struct Piece {
@@ -101,7 +101,8 @@ class Writer {
   // Scratch, in elements of A, that `write` wants for n elements.
   static constexpr int64_t kScratch = std::is_same_v<T, A> ? 0 : 1;
 
-  Writer(void* result, int64_t elements) : stream_(sizeof(T) * static_cast<size_t>(elements) >= kStreamBytes) {
+  Writer(void* result, int64_t elements)
+      : stream_(is_streamed(sizeof(T) * static_cast<size_t>(elements), kStreamBytes)) {
     if (result != nullptr) prefer_huge_pages(result, sizeof(T) * static_cast<size_t>(elements));
   }
   // Whether the gradient may be formed where it belongs.

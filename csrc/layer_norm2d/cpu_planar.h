@@ -24,7 +24,7 @@ constexpr int kLong = 8, kShort = 4;
 constexpr int64_t kBlocksWanted = 128;
 constexpr size_t kScratchBytes = size_t{1} << 19;
 constexpr int64_t kRowsAhead = 3;                  // fetched ahead; 2 to 4 measured alike, 0 and from 6 on slower
-constexpr size_t kStreamBytes = size_t{24} << 20;  // of a result that is written past the caches
+constexpr size_t kStreamBytes = size_t{24} << 20;  // the least result that is written past the caches
 
 // Whether a block is long; depends on the size alone, never on the thread count: same blocks, same bits.
 template <typename A>
@@ -39,7 +39,7 @@ bool streams(const ImageView& view, const LayerNorm2dSize& size) {
   constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
   return std::is_same_v<T, typename Arithmetic<T>::type> && reinterpret_cast<uintptr_t>(view.data) % 64 == 0 &&
          view.stride_channel % line == 0 && view.stride_batch % line == 0 &&
-         sizeof(T) * static_cast<size_t>(size.batch * size.channels * size.pixels) >= kStreamBytes;
+         is_streamed(sizeof(T) * static_cast<size_t>(size.batch * size.channels * size.pixels), kStreamBytes);
 }
 
 // The first `count` lanes of a result; any count, also beyond the lanes or negative.

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from cpl_kernels import core
+
 
 @pytest.fixture(autouse=True)
 def uninitialised_memory_is_nan() -> Iterator[None]:
@@ -15,6 +17,16 @@ def uninitialised_memory_is_nan() -> Iterator[None]:
     assert torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def no_large_cache() -> Iterator[None]:
+    """The C++ kernels write past the caches what they would on a machine whose last cache is small."""
+    module = core.core()
+    before = module.last_level_cache()
+    module.set_last_level_cache(0)
+    yield
+    module.set_last_level_cache(before)
 
 
 @pytest.fixture

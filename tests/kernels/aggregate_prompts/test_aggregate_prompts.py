@@ -103,6 +103,7 @@ def test_same_bits_at_any_number_of_threads_without_a_resize(dtype: torch.dtype)
 
 
 @pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
+@pytest.mark.usefixtures("no_large_cache")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("batch", "prompts", "size"),

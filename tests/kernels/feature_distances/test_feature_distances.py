@@ -151,6 +151,7 @@ def test_both_in_a_layout(target: targets.Target, how: tuple[str, ...]) -> None:
 
 
 @pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
+@pytest.mark.usefixtures("no_large_cache")
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_results_that_are_written_past_the_caches(dtype: torch.dtype, normalize: bool) -> None:

@@ -80,6 +80,7 @@ def test_triton_says_what_it_does_not_serve() -> None:
 
 
 @pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
+@pytest.mark.usefixtures("no_large_cache")
 @pytest.mark.parametrize("width", [520, 521])
 def test_results_larger_than_the_caches(width: int) -> None:
     """From 24 MiB on the C++ kernel writes past the caches where all rows are aligned (520), and else does not (521).

@@ -80,6 +80,7 @@ def core_jobs() -> list[Job]:
     )
     jobs: list[Job] = [
         (CSRC / "module.cpp", bindings),
+        (CSRC / "common" / "caches.cpp", ()),
         (CSRC / "common" / "isa.cpp", ("-DCPL_X86_VARIANTS",)),
     ]
     for source in sorted(CSRC.glob("*/cpu.cpp")):
