@@ -46,7 +46,7 @@ def masks(a: Tensor, b: Tensor) -> Tensor:
 
 
 SIZES = tuple(
-    contrastive.problem((2 * images, features), images, features, (4, 16))
+    contrastive.problem((2 * images, features), images, features, (4, 12), contrastive.OwnProducts)
     for features in (128, 512)
     for images in (1024,)
 )

@@ -38,12 +38,50 @@ def linear_cross_entropy(query: Tensor, key: Tensor) -> Tensor:
     return F.linear_cross_entropy(query / TEMPERATURE, key, diagonal(query))
 
 
-def problem(shape: tuple[int, ...], rows: int, features: int, products: tuple[int, int]) -> harness.Problem:
+class Products(torch.autograd.Function):
+    """The products of all pairs, and of what they would be with keys and with queries."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor) -> Tensor:
+        pairs = query @ key.T
+        ctx.save_for_backward(pairs, query, key)
+        return pairs[0, 0]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        pairs, query, key = ctx.saved_tensors
+        return pairs @ key, pairs.T @ query
+
+
+class OwnProducts(torch.autograd.Function):
+    """The same where all vectors are compared with all: half the pairs, and both ways into the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        both = torch.cat((a, b))
+        pairs = a @ both.T
+        ctx.save_for_backward(pairs, both)
+        return pairs[0, 0]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+        pairs, both = ctx.saved_tensors
+        return pairs @ both, pairs @ both
+
+
+def problem(
+    shape: tuple[int, ...],
+    rows: int,
+    features: int,
+    products: tuple[int, int],
+    floor: type[torch.autograd.Function] = Products,
+) -> harness.Problem:
     """Two leaves of ``rows`` unit vectors each.
 
     Args:
         shape: names it.
-        products: the products of all pairs that the forward needs at least, and that it needs with the backward.
+        products: rows * rows * features times this operations are what the forward needs, and what both passes do.
+        floor: the products that nothing can do without, none of them made twice.
     """
 
     def make(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
@@ -57,4 +95,5 @@ def problem(shape: tuple[int, ...], rows: int, features: int, products: tuple[in
         {"forward": elements, "forward+backward": 2 * elements},
         2 * elements,
         flops={"forward": products[0] * one, "forward+backward": products[1] * one},
+        floor={harness.PRODUCTS: floor.apply},
     )

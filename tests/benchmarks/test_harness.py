@@ -92,11 +92,13 @@ def test_what_is_wrong_is_not_timed() -> None:
         runs_of(ours=lambda: torch.add, wrong=lambda: lambda a, b: a + b.detach() + 2 * (b - b.detach()))
 
 
-def test_copies_in_an_ops_place_need_not_be_right_and_make_no_peer_look_far(
+def test_a_floor_need_not_be_right_and_makes_no_peer_look_far(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     declared = bench(ours=lambda: torch.add)
-    problem = dataclasses.replace(declared.problems["cpu"][0], copies=lambda a, b: 0 * (a + b))
+    problem = dataclasses.replace(
+        declared.problems["cpu"][0], floor={harness.COPIES: lambda a, b: 0 * (a + b)}
+    )
     calls, _ = harness.runs(declared, problem, torch.device("cpu"), torch.float32)
     assert list(calls) == ["ours", harness.COPIES]
     assert not calls[harness.COPIES]["forward"]().any()
