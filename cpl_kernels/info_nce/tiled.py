@@ -143,16 +143,20 @@ def _by_whole_rows(
     tiles = tiles_of(q, temperature)
     sums = Sums.of(len(query), q.device, tiles.unit)
     with_gradient = round_up(len(key), tiles.multiple)  # of the keys: the queue has none
-    dquery = torch.zeros_like(q) if need_query else q.new_empty(0)
-    dkey = torch.zeros_like(keys[:with_gradient]) if need_key else q.new_empty(0)
+    dquery = torch.empty_like(q) if need_query else q.new_empty(0)
+    dkey = torch.empty_like(keys[:with_gradient]) if need_key else q.new_empty(0)
+    if not len(query) or not len(all_keys):  # no tile will write them
+        dquery.zero_()
+        dkey.zero_()
     q_factor, key_factor = (tiles.factor(x, query.dtype) for x in (q, keys))
     for i in spans(len(query), tiles.rows_of_whole(len(all_keys))) if len(all_keys) else ():
         g = tiles.whole_rows(q, keys, Place(i, Span(0, len(all_keys))), sums, positives, side)
         g, padded = g.to(q_factor.dtype), i.padded(tiles.multiple)
         if need_query:
-            _add_product(padded.of(dquery), g, key_factor)
+            _set_product(padded.of(dquery), g, key_factor)
         if need_key:
-            _add_product(dkey, g[:, :with_gradient].T, padded.of(q_factor))
+            put = _add_product if i.first else _set_product
+            put(dkey, g[:, :with_gradient].T, padded.of(q_factor))
     row_lse, losses = sums.finish(positives.row_count, dtype)
     dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else q.new_empty(0)
     loss = (losses * share).sum().to(dtype)
@@ -284,6 +288,14 @@ def _backward(
         _like(query if key is None else key, dkey, need_key and key is not None),
         dtemperature,
     )
+
+
+def _set_product(result: Tensor, g: Tensor, x: Tensor) -> None:
+    """result = g @ x, in the dtype of g and x; result may be wider."""
+    if result.dtype == g.dtype:
+        torch.mm(g, x, out=result)
+    else:
+        result.copy_(g @ x)
 
 
 def _add_product(total: Tensor, g: Tensor, x: Tensor) -> None:
