@@ -16,7 +16,10 @@ from tests.kernels.info_nce.spec import IGNORE, SPEC
 from tests.kernels.spec import Case
 from tests.kernels.targets import Target, check, on
 
-pytestmark = pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
+pytestmark = [
+    pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}"),
+    pytest.mark.usefixtures("no_large_cache"),  # tiles are then small enough for these sizes to have several
+]
 
 
 @pytest.fixture
@@ -238,3 +241,16 @@ def test_same_bits_at_any_thread_count_with_long_vectors(symmetric: bool) -> Non
         torch.set_num_threads(threads)
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("features", [24, native.LONG])
+def test_tiles_are_larger_where_the_last_cache_is(features: int) -> None:
+    query, key = rows(1300, features).float(), rows(2100, features, seed=1).float()
+    temperature, steps, lse = torch.ones(()), [], []
+    for cache in (0, native.LARGE_CACHE):
+        core.core().set_last_level_cache(cache)  # set back by no_large_cache
+        tiles = native.NativeTiles(query, temperature)
+        steps.append((tiles.row_step, tiles.column_step))
+        lse.append(cpl_kernels.info_nce(query, key, reduction="none", backend="native"))
+    assert steps[1] == (2 * steps[0][0], 2 * steps[0][1])
+    torch.testing.assert_close(*lse, rtol=1e-5, atol=1e-5)
