@@ -45,9 +45,8 @@ def test_implementations_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {name: len(taken) for name, taken in times.items()} == dict.fromkeys("ab", harness.LEAST_ROUNDS)
 
 
-def test_a_peer_that_loses_by_far_has_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "SECONDS", 0)
-    seconds = {"ours": 1.0, "peer": 0.5, "far": 6.0, "ours, far": 7.0}
+def pretended(seconds: dict[str, float]) -> tuple[harness.Calls, Callable[[Callable[[], object]], float]]:
+    """Calls that take no time, and a clock that says they took these seconds."""
     now = ""
 
     def call(name: str) -> None:
@@ -58,16 +57,20 @@ def test_a_peer_that_loses_by_far_has_fewer_rounds(monkeypatch: pytest.MonkeyPat
         one()
         return seconds[now]
 
-    times = harness.interleaved({name: partial(call, name) for name in seconds}, clock)
+    return {name: partial(call, name) for name in seconds}, clock
+
+
+def test_a_peer_that_loses_by_far_has_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "SECONDS", 0)
+    seconds = {"ours": 1.0, "peer": 0.5, "far": 6.0, "ours, far": 7.0}
+    times = harness.interleaved(*pretended(seconds))
     rounds = {name: len(taken) for name, taken in times.items()}
     assert rounds == dict.fromkeys(seconds, harness.LEAST_ROUNDS) | {"far": harness.FAR_ROUNDS}
     assert harness.ratios(times, "ours")["far"]["ratio"] == 6.0
     seconds["far"] = seconds["peer"] = harness.FAR_SECONDS / 2  # ten times as long as nothing is nothing
     seconds["peer"] /= 1000
-    assert (
-        len(harness.interleaved({"peer": partial(call, "peer"), "far": partial(call, "far")}, clock)["far"])
-        > 3
-    )
+    calls, clock = pretended(seconds)
+    assert len(harness.interleaved({name: calls[name] for name in ("peer", "far")}, clock)["far"]) > 3
 
 
 def test_calls_of_seconds_have_fewer_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,18 +106,7 @@ def test_a_floor_need_not_be_right_and_makes_no_peer_look_far(
     assert list(calls) == ["ours", harness.COPIES]
     assert not calls[harness.COPIES]["forward"]().any()
     monkeypatch.setattr(harness, "SECONDS", 0)
-    seconds = {harness.COPIES: 0.01, "peer": 1.0, "other": 2.0}
-    now = ""
-
-    def call(name: str) -> None:
-        nonlocal now
-        now = name
-
-    def clock(one: Callable[[], object]) -> float:
-        one()
-        return seconds[now]
-
-    times = harness.interleaved({name: partial(call, name) for name in seconds}, clock)
+    times = harness.interleaved(*pretended({harness.COPIES: 0.01, "peer": 1.0, "other": 2.0}))
     assert {len(taken) for taken in times.values()} == {harness.LEAST_ROUNDS}
 
 
