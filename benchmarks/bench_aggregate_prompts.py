@@ -105,7 +105,7 @@ def problem(batch: int, count: int, k: int, channels: int, side: int, size: int)
         {"forward": forward, "forward+backward": 2 * forward + count * row},
         forward,
         fixed=lambda device: (indices.to(device), size),
-        floor={
+        yardsticks={
             harness.COPIES: lambda prompts, weights, indices, size: Copies.apply(prompts, weights, used, size)
         },
     )

@@ -74,14 +74,14 @@ def problem(
     rows: int,
     features: int,
     products: tuple[int, int],
-    floor: type[torch.autograd.Function] = Products,
+    alone: type[torch.autograd.Function] = Products,
 ) -> harness.Problem:
     """Two leaves of ``rows`` unit vectors each.
 
     Args:
         shape: names it.
-        products: rows * rows * features times this operations are what the forward needs, and what both passes do.
-        floor: the products that nothing can do without, none of them made twice.
+        products: the operations of the forward and of both passes, in units of rows * rows * features.
+        alone: the products of either pass, none of them made twice, of which torch holds the whole matrix.
     """
 
     def make(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
@@ -95,5 +95,5 @@ def problem(
         {"forward": elements, "forward+backward": 2 * elements},
         2 * elements,
         flops={"forward": products[0] * one, "forward+backward": products[1] * one},
-        floor={harness.PRODUCTS: floor.apply},
+        yardsticks={harness.PRODUCTS: alone.apply},
     )

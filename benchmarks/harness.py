@@ -34,8 +34,8 @@ OURS = "ours"  # implementations whose names begin so are ours
 COPIES, PRODUCTS = (
     "copies of the same bytes",
     "the products of matrices alone",
-)  # a problem's floor; no implementations
-FLOORS = (COPIES, PRODUCTS)
+)  # no implementations
+YARDSTICKS = (COPIES, PRODUCTS)
 # Backend -> type of device; native comes first. As backends.RUNS_ON, which compare.py cannot count on: it runs this
 # file over an older commit's cpl_kernels.
 RUNS_ON = {"native": "cpu", "triton": "cuda", "cuda": "cuda"}
@@ -56,9 +56,9 @@ class Problem:
         working_set: elements of a copy that meets the same levels of the memory, read plus written.
         flops: pass -> floating-point operations, for ops that are bound by them.
         fixed: device -> arguments behind the leaves that have no gradient: indices, sizes.
-        floor: by a name of FLOORS, a function of the leaves that does nothing but what no implementation can do
-            without. It takes turns with them, so it finds caches and new pages as they do: how near they come to it
-            says what the machine leaves to be won.
+        yardsticks: by a name of YARDSTICKS, a function of the leaves that does only what every implementation does too,
+            the plain way. It takes turns with them, so it finds caches and new pages as they do: how near they come
+            to it says what the machine leaves to be won. Tiles that stay in caches may beat it.
     """
 
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ class Problem:
     working_set: int
     flops: Mapping[str, int] = field(default_factory=dict)
     fixed: Callable[[torch.device], tuple[Any, ...]] = lambda device: ()
-    floor: Mapping[str, Function] = field(default_factory=dict)
+    yardsticks: Mapping[str, Function] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -104,8 +104,8 @@ class Bench:
     )
 
     def rows(self, problem: Problem) -> dict[str, Callable[[], Function]]:
-        """The implementations, and behind them the problem's floor."""
-        return {**self.implementations, **{name: lambda f=f: f for name, f in problem.floor.items()}}
+        """The implementations, and behind them the problem's yardsticks."""
+        return {**self.implementations, **{name: lambda f=f: f for name, f in problem.yardsticks.items()}}
 
     def group(self, problem: Problem, dtype: str, passes: str) -> str:
         return f"{self.op} {problem.id} {dtype} {passes}"
@@ -186,7 +186,7 @@ def runs(
     for name, factory in bench.rows(problem).items():
         try:
             calls[name] = passes_of(problem.bind(factory(), device), leaves, dy)
-            if name in problem.floor:  # not right, nor meant to be
+            if name in problem.yardsticks:  # not right, nor meant to be
                 continue
             got = _results(calls[name])
         except (Unavailable, ImportError, cpl_kernels.BackendError) as error:
@@ -211,7 +211,7 @@ def interleaved(
         for name, call in calls.items():
             if warm.get(name, 0.0) < 1.0:
                 warm[name] = min(clock(call), warm.get(name, math.inf))
-    fastest = min((taken for name, taken in warm.items() if name not in FLOORS), default=0.0)
+    fastest = min((taken for name, taken in warm.items() if name not in YARDSTICKS), default=0.0)
     limit = max(FAR_SECONDS, FAR_RATIO * fastest)
     far = {name for name, taken in warm.items() if taken > limit and not name.startswith(OURS)}
     times: dict[str, list[float]] = {name: [] for name in calls}

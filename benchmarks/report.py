@@ -31,7 +31,8 @@ def source(result: dict[str, Any]) -> str:
     cpu = machine.get("cpu", {}).get("brand_raw", machine.get("processor", "unknown CPU"))
     return (
         f"{cpu}, {cpl['threads']} threads, {cpl['machine_was']}; torch {cpl['versions']['torch']}, "
-        f"cpl_kernels {cpl['versions']['cpl_kernels']} at {cpl['commit'][:12]}, {result['datetime'][:10]}"
+        f"cpl_kernels {cpl['versions']['cpl_kernels']} at {cpl.get('checkout', cpl['commit'])[:12]}, "
+        f"{result['datetime'][:10]}"
     )
 
 

@@ -127,16 +127,27 @@ def serve(
             timeout_graceful_shutdown=_GRACE,
             server_header=False,
         )
-        logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
+        server = Server(config)
         # uvicorn raises the signal again once it has ended.
-        with contextlib.suppress(KeyboardInterrupt), swept(folder):
-            Server(config).run(sockets=[listening])
+        with contextlib.suppress(KeyboardInterrupt), swept(folder), _quiet_end(server):
+            server.run(sockets=[listening])
         return worker.busy
 
 
-def _is_no_cancellation(record: logging.LogRecord) -> bool:
-    """A request that was still open when the server stopped is no error, and its traceback would look like one."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+@contextlib.contextmanager
+def _quiet_end(server: Any) -> Iterator[None]:
+    """A request that is still open when the server stops is no error, and its traceback would look like one."""
+
+    def is_to_be_said(record: logging.LogRecord) -> bool:
+        cut_off = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+        return not (server.should_exit and cut_off)
+
+    log = logging.getLogger("uvicorn.error")
+    log.addFilter(is_to_be_said)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_to_be_said)
 
 
 def examples(session: Session, folder: Path) -> list[Any]:

@@ -61,7 +61,7 @@ def _multiplies_bf16() -> bool:
 class NativeTiles:
     """One buffer for all tiles of a call but the kept ones, and the kernels that work on them."""
 
-    # Of a tile: its products stay in the L2 caches, or in a large last one. (Whole rows have all columns.)
+    # Of a tile: its products stay in the caches. (Whole rows have all columns.)
     row_step, column_step, multiple = 512, 1024, 16
 
     def __init__(self, query: Tensor, temperature: Tensor, keep: int = 0) -> None:

@@ -55,7 +55,7 @@ def had_at_once(
     """Whether the forward makes the gradients. A function of what fakes know too, so not of the backend chosen.
 
     One direction has a row's gradient once the row is known. Otherwise all log-sum-exps come before any gradient:
-    the forward then keeps similarities between the two, as many as fit into memory of the size of its operands
+    the forward then keeps similarities between the two, as many as fit into some memory of the order of its operands
     (tiled.kept_at_most). A queue is little worth there, and its tiles are not kept. reduction="none" needs the
     loss's gradient first. On a GPU no tile holds whole rows.
     """

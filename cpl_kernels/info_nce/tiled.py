@@ -4,7 +4,7 @@ The log-sum-exps come first, in one sweep over the tiles for rows and columns al
 again. Where the keys are the queries only the upper triangle of tiles is visited. Where whole rows can be had at
 a time and there is one direction, the gradient comes with the forward, from three products of matrices
 instead of four: ``forward_with_gradients``. So it does otherwise, where the tiles that fit into memory of the
-size of the operands are kept between the two sweeps, and only the rest is made again.
+order of the operands are kept between the two sweeps, and only the rest is made again.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def forward_with_gradients(
 
 
 def kept_at_most(q: Tensor, keys: Tensor) -> int:
-    """How many similarities are kept between the sweeps: twice as many as the operands have elements, or KEPT."""
+    """How many similarities are kept between the sweeps: KEPT, or twice as many as queries and keys have elements (the
+    queries counting as keys too, where they are)."""
     return max(KEPT, 2 * (q.numel() + keys.numel()))
 
 

@@ -148,8 +148,8 @@ class Tiles(Protocol):
 class WholeRows(Tiles, Protocol):
     """A backend whose tiles may have all columns, and may be kept.
 
-    The products of the first tiles, ``keep`` elements at most, stay from ``add`` until ``gradient``. There is no queue
-    then.
+    The products of those tiles that, in their order, still fit into ``keep`` elements stay from ``add`` until
+    ``gradient``. There is no queue then.
     """
 
     def __init__(self, query: Tensor, temperature: Tensor, keep: int = 0) -> None: ...

@@ -5,7 +5,7 @@
 
 namespace cpl {
 
-// Bytes of the last cache before memory, 0 where the system does not say.
+// Bytes of the third-level cache, 0 where there is none or the system does not say.
 size_t last_level_cache();
 
 // What last_level_cache() says from now on, so that tests need not have results larger than any cache.

@@ -95,12 +95,12 @@ def test_what_is_wrong_is_not_timed() -> None:
         runs_of(ours=lambda: torch.add, wrong=lambda: lambda a, b: a + b.detach() + 2 * (b - b.detach()))
 
 
-def test_a_floor_need_not_be_right_and_makes_no_peer_look_far(
+def test_a_yardstick_need_not_be_right_and_makes_no_peer_look_far(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     declared = bench(ours=lambda: torch.add)
     problem = dataclasses.replace(
-        declared.problems["cpu"][0], floor={harness.COPIES: lambda a, b: 0 * (a + b)}
+        declared.problems["cpu"][0], yardsticks={harness.COPIES: lambda a, b: 0 * (a + b)}
     )
     calls, _ = harness.runs(declared, problem, torch.device("cpu"), torch.float32)
     assert list(calls) == ["ours", harness.COPIES]

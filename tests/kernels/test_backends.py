@@ -182,6 +182,14 @@ int main() { std::puts(cpl::isa_name(cpl::active_isa())); }
 """
 
 
+@NEEDS_CORE
+def test_the_core_knows_the_third_level_cache() -> None:
+    told = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    said = re.fullmatch(r"(\d+)([KM])", told.read_text().strip()) if told.exists() else None
+    expected = int(said[1]) * {"K": 2**10, "M": 2**20}[said[2]] if said else 0
+    assert core.core().last_level_cache() == expected
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only x86-64 has variants")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_a_variant_runs_only_where_the_cpu_has_all_that_its_flags_assume(tmp_path: Path) -> None:

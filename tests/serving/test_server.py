@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -219,13 +220,10 @@ def test_a_request_that_is_cut_off_by_the_end_is_no_error(
     network: Restorer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A browser asks how far its upload is, of which gradio thinks for three seconds, longer than we wait."""
-    seen: list[type[Exception]] = []
 
     def ask() -> None:
-        try:
+        with contextlib.suppress(OSError):
             urllib.request.urlopen(f"{url}/gradio_api/upload_progress?upload_id=none", timeout=30)
-        except Exception as error:
-            seen.append(type(error))
 
     def use_and_end() -> None:
         asking.start()
@@ -236,8 +234,9 @@ def test_a_request_that_is_cut_off_by_the_end_is_no_error(
         url, asking = url_of(listening), threading.Thread(target=ask)
         serve(Session(network, {}), listening, ready=threading.Timer(0.1, use_and_end).start)
     asking.join(30)
-    assert seen, "the request was answered: nothing was cut off"
-    assert "Traceback" not in "".join(capfd.readouterr())
+    said = "".join(capfd.readouterr())
+    assert "Cancel 1 running task" in said, "uvicorn's word for it: nothing was cut off"
+    assert "Traceback" not in said
 
 
 class Stuck(nn.Module):

@@ -156,12 +156,14 @@ def test_gradients_at_once_are_rounded_once() -> None:
     torch.testing.assert_close(grad, gold.half(), rtol=2**-10, atol=2**-24)  # an ulp: gold may lie halfway
 
 
+@pytest.mark.parametrize("whole", [native.WHOLE, 1], ids=["whole rows at once", "256 whole rows"])
 @pytest.mark.parametrize("multiplies_bf16", [False, True])
 @pytest.mark.parametrize("name", ["one direction", "symmetric", "SimCLR"])
-def test_bf16(name: str, multiplies_bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16(name: str, multiplies_bf16: bool, whole: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is that of the rounded vectors to fp32, and gradients are nearer to gold than torch's in bf16."""
     monkeypatch.setattr(native, "_multiplies_bf16", lambda: multiplies_bf16)
     monkeypatch.setattr(native, "BF16_FROM", 0)
+    monkeypatch.setattr(native, "WHOLE", whole)
     half = {k: v.bfloat16().double() if k in ("key", "queue") else v for k, v in MANY[name].items()}
     gold = evaluate(half, torch.float64, "reference", "mean", rows(520).bfloat16())
     got = evaluate(half, torch.bfloat16, "native", "mean", rows(520).bfloat16())
@@ -226,9 +228,17 @@ def test_keeps_as_many_similarities_as_it_may(arrangement: str, monkeypatch: pyt
     assert tiles < every[3000] < 2 * tiles
 
 
+@pytest.mark.parametrize("cache", [0, native.LARGE_CACHE], ids=["small cache", "large cache"])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_same_bits_at_any_thread_count_with_long_vectors(symmetric: bool) -> None:
-    """From native.LONG features on tiles are larger; the rows are enough for several, and for a last small one."""
+def test_same_bits_at_any_thread_count_with_long_vectors(
+    symmetric: bool, cache: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From native.LONG features on tiles are larger, and with a large cache again. Half the steps of the real ones
+    here, so that there are several tiles and a last small one."""
+    core.core().set_last_level_cache(cache)  # set back by no_large_cache
+    monkeypatch.setattr(native, "WHOLE", 1)
+    monkeypatch.setattr(native.NativeTiles, "row_step", 256)
+    monkeypatch.setattr(native.NativeTiles, "column_step", 512)
     query, key = (rows(1300, native.LONG + 4, seed).float().requires_grad_() for seed in (0, 1))
     threads = torch.get_num_threads()
     try:
@@ -241,16 +251,20 @@ def test_same_bits_at_any_thread_count_with_long_vectors(symmetric: bool) -> Non
         torch.set_num_threads(threads)
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
+    wide = [x.detach().double().requires_grad_() for x in (query, key)]
+    gold = cpl_kernels.info_nce(*wide, symmetric=symmetric, backend="reference")
+    for got, expected in zip(results[0][1:], torch.autograd.grad(gold, wide), strict=True):
+        torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("features", [24, native.LONG])
 def test_tiles_are_larger_where_the_last_cache_is(features: int) -> None:
     query, key = rows(1300, features).float(), rows(2100, features, seed=1).float()
-    temperature, steps, lse = torch.ones(()), [], []
+    temperature, steps, losses = torch.ones(()), [], []
     for cache in (0, native.LARGE_CACHE):
         core.core().set_last_level_cache(cache)  # set back by no_large_cache
         tiles = native.NativeTiles(query, temperature)
         steps.append((tiles.row_step, tiles.column_step))
-        lse.append(cpl_kernels.info_nce(query, key, reduction="none", backend="native"))
+        losses.append(cpl_kernels.info_nce(query, key, reduction="none", backend="native"))
     assert steps[1] == (2 * steps[0][0], 2 * steps[0][1])
-    torch.testing.assert_close(*lse, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
