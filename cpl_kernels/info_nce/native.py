@@ -148,11 +148,14 @@ class NativeTiles:
         elements = len(a) * len(b)
         if elements <= self._may_keep:
             self._may_keep -= elements
-            return self._kept.setdefault(place, torch.mm(a, b.T))
+            products = self._kept.setdefault(place, query.new_empty(len(a), len(b)))
+            tiled.set_product(products, a, b.T)
+            return products
         if self._buffer.numel() < elements:
             self._buffer = query.new_empty(elements)
         products = self._buffer[:elements].view(len(a), len(b))
-        return torch.mm(a, b.T, out=products)
+        tiled.set_product(products, a, b.T)
+        return products
 
     def _args(self, products: Tensor, place: Place) -> tuple[int, int, int, int, int, int, bool, float, int]:
         rows, columns = place.rows, place.columns

@@ -21,6 +21,9 @@ from cpl_kernels.info_nce.tiles import Place, Side, Span, Sums, Tiles, WholeRows
 # mm(..., out_dtype=) came with torch 2.8, for CUDA tensors alone.
 _SUMS_IN_FP32 = "out_dtype" in (torch.mm.__doc__ or "")
 
+# Terms that a CPU's product sums in one go. From 1024 on MKL shares a sum out among threads, so that its bits depend on
+# their number; torch has no word for that.
+SUMMED = 512
 KEPT = 2**22  # similarities that are kept in any case: 16 MiB in fp32
 
 
@@ -154,9 +157,9 @@ def _by_whole_rows(
         g = tiles.whole_rows(q, keys, Place(i, Span(0, len(all_keys))), sums, positives, side)
         g, padded = g.to(q_factor.dtype), i.padded(tiles.multiple)
         if need_query:
-            _set_product(padded.of(dquery), g, key_factor)
+            set_product(padded.of(dquery), g, key_factor)
         if need_key:
-            put = _add_product if i.first else _set_product
+            put = _add_product if i.first else set_product
             put(dkey, g[:, :with_gradient].T, padded.of(q_factor))
     row_lse, losses = sums.finish(positives.row_count, dtype)
     dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else q.new_empty(0)
@@ -291,16 +294,28 @@ def _backward(
     )
 
 
-def _set_product(result: Tensor, g: Tensor, x: Tensor) -> None:
+def set_product(result: Tensor, g: Tensor, x: Tensor) -> None:
     """result = g @ x, in the dtype of g and x; result may be wider."""
+    first, *rest = spans(len(x), SUMMED)  # of a CPU alone, as whole rows are
     if result.dtype == g.dtype:
-        torch.mm(g, x, out=result)
+        torch.mm(g[:, : first.end], first.of(x), out=result)
     else:
-        result.copy_(g @ x)
+        result.copy_(g[:, : first.end] @ first.of(x))
+    for terms in rest:
+        _add_terms(result, g, x, terms)
 
 
 def _add_product(total: Tensor, g: Tensor, x: Tensor) -> None:
     """total += g @ x, in the dtype of g and x; total may be wider."""
+    if g.is_cuda:
+        _add_terms(total, g, x, Span(0, len(x)))
+        return
+    for terms in spans(len(x), SUMMED):
+        _add_terms(total, g, x, terms)
+
+
+def _add_terms(total: Tensor, g: Tensor, x: Tensor, terms: Span) -> None:
+    g, x = g[:, terms.first : terms.end], terms.of(x)
     if total.dtype == g.dtype:
         total.addmm_(g, x)
     elif _SUMS_IN_FP32 and g.is_cuda:

@@ -201,19 +201,25 @@ def test_keeps_no_matrix(symmetric: bool, kept: str) -> None:
 
 @pytest.mark.parametrize("arrangement", ["symmetric", "SimCLR"])
 def test_keeps_as_many_similarities_as_it_may(arrangement: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first tiles, in the memory that is allowed; none is multiplied again that was kept."""
+    """Those that, in their order, still fit into the memory allowed; none is multiplied again that was kept."""
     options = {
         "symmetric": {"key": rows(96, seed=1).float(), "symmetric": True},
         "SimCLR": {"targets": torch.arange(96).roll(48)},
     }
     products: list[int] = []
-    multiply = torch.mm
+    held: list[int] = []
+    multiply, gradient = tiled.set_product, native.NativeTiles.gradient
 
-    def counted(a: Tensor, b: Tensor, **out: Tensor) -> Tensor:
-        products.append(0 if out else len(a) * b.shape[1])
-        return multiply(a, b, **out)
+    def counted(result: Tensor, a: Tensor, b: Tensor) -> None:
+        products.append(result.numel())
+        multiply(result, a, b)
 
-    monkeypatch.setattr(native.torch, "mm", counted)
+    def watched(tiles: native.NativeTiles, *args: Any) -> Tensor:
+        held.append(sum(kept.numel() for kept in tiles._kept.values()))
+        return gradient(tiles, *args)
+
+    monkeypatch.setattr(tiled, "set_product", counted)
+    monkeypatch.setattr(native.NativeTiles, "gradient", watched)
     monkeypatch.setattr(native.NativeTiles, "row_step", 32)
     monkeypatch.setattr(native.NativeTiles, "column_step", 32)
     every = {}
@@ -221,7 +227,8 @@ def test_keeps_as_many_similarities_as_it_may(arrangement: str, monkeypatch: pyt
         monkeypatch.setattr(tiled, "kept_at_most", lambda *_, most=most: most)
         products.clear()
         cpl_kernels.info_nce(rows(96).float().requires_grad_(), **options[arrangement], backend="native")
-        assert sum(products) <= most
+        assert max(held) <= most
+        held.clear()
         every[most] = len(products)
     tiles = every[2**20]
     assert every[0] == 2 * tiles
@@ -229,9 +236,10 @@ def test_keeps_as_many_similarities_as_it_may(arrangement: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("cache", [0, native.LARGE_CACHE], ids=["small cache", "large cache"])
+@pytest.mark.parametrize("features", [native.LONG + 4, 1100])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_same_bits_at_any_thread_count_with_long_vectors(
-    symmetric: bool, cache: int, monkeypatch: pytest.MonkeyPatch
+    symmetric: bool, features: int, cache: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From native.LONG features on tiles are larger, and with a large cache again. Half the steps of the real ones
     here, so that there are several tiles and a last small one."""
@@ -239,7 +247,7 @@ def test_same_bits_at_any_thread_count_with_long_vectors(
     monkeypatch.setattr(native, "WHOLE", 1)
     monkeypatch.setattr(native.NativeTiles, "row_step", 256)
     monkeypatch.setattr(native.NativeTiles, "column_step", 512)
-    query, key = (rows(1300, native.LONG + 4, seed).float().requires_grad_() for seed in (0, 1))
+    query, key = (rows(1300, features, seed).float().requires_grad_() for seed in (0, 1))
     threads = torch.get_num_threads()
     try:
         results = []
