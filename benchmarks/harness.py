@@ -31,11 +31,8 @@ SECONDS, LEAST_ROUNDS, MOST_ROUNDS, WARMUP = 2.5, 9, 40, 2
 FAR_RATIO, FAR_SECONDS, FAR_ROUNDS = 10.0, 0.02, 3
 LONG_SECONDS, LONG_ROUNDS = 20.0, 5  # where the least rounds would take longer than that
 OURS = "ours"  # implementations whose names begin so are ours
-COPIES, PRODUCTS = (
-    "copies of the same bytes",
-    "the products of matrices alone",
-)  # no implementations
-YARDSTICKS = (COPIES, PRODUCTS)
+COPIES, PRODUCTS = "copies of the same bytes", "the products of matrices alone"
+YARDSTICKS = (COPIES, PRODUCTS)  # names of rows that are no implementations
 # Backend -> type of device; native comes first. As backends.RUNS_ON, which compare.py cannot count on: it runs this
 # file over an older commit's cpl_kernels.
 RUNS_ON = {"native": "cpu", "triton": "cuda", "cuda": "cuda"}
