@@ -45,7 +45,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("gated_dwconv_backward", &cpl::bind::gated_dwconv_backward, NoGil());
   m.def("info_nce_rows", &cpl::bind::info_nce_rows, NoGil());
   m.def("info_nce_columns", &cpl::bind::info_nce_columns, NoGil());
+  m.def("info_nce_mirror", &cpl::bind::info_nce_mirror, NoGil());
   m.def("info_nce_whole_rows", &cpl::bind::info_nce_whole_rows, NoGil());
+  m.def("info_nce_finish", &cpl::bind::info_nce_finish, NoGil());
   m.def("info_nce_gradient", &cpl::bind::info_nce_gradient, NoGil());
   m.def("layer_norm2d_forward", &cpl::bind::layer_norm2d_forward, NoGil());
   m.def("layer_norm2d_backward", &cpl::bind::layer_norm2d_backward, NoGil());

@@ -71,6 +71,8 @@ class CudaTiles:
             torch.cuda.current_stream().cuda_stream,
         )
 
+    finish = staticmethod(Sums.finish)
+
     def gradient(
         self,
         query: Tensor,

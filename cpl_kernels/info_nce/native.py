@@ -19,7 +19,7 @@ from cpl_kernels.autocast import wide
 from cpl_kernels.core import DTYPE_CODES, core
 from cpl_kernels.info_nce import compiled, tiled
 from cpl_kernels.info_nce.positives import Positives
-from cpl_kernels.info_nce.tiles import Place, Side, Sums, round_up
+from cpl_kernels.info_nce.tiles import Place, Side, Sums, round_up, spans
 
 # Products of a tile of whole rows: they stay in the L3 cache, and each of torch's products is long enough that the
 # threads' meeting at its end counts for little.
@@ -32,6 +32,7 @@ LONG = 256
 # torch finds everything else of its own out of the caches, and that costs more than reading products from the last one
 # (with 480 MiB 1 to 27 % less time; with 32 MiB more).
 LARGE_CACHE = 2**27
+BLOCK = 128  # rows of a tile on the diagonal that are multiplied at a time: what is below them need not be
 BF16_FROM = 2**14  # elements of query: with fewer, rounding gradients costs more than their products
 
 
@@ -88,6 +89,20 @@ class NativeTiles:
     def factor(self, operand: Tensor, given: torch.dtype) -> Tensor:
         narrow = given == torch.bfloat16 and self._large and _multiplies_bf16()
         return operand.to(given) if narrow else operand
+
+    def finish(self, sums: Sums, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        lse = torch.empty(len(count), dtype=dtype)
+        losses = torch.empty(len(count), dtype=torch.float64)
+        core().info_nce_finish(
+            compiled.sums(sums),
+            count.data_ptr(),
+            self.unit,
+            lse.data_ptr(),
+            DTYPE_CODES[dtype],
+            losses.data_ptr(),
+            self._threads,
+        )
+        return lse, losses
 
     def rows_of_whole(self, columns: int) -> int:
         return max(LEAST_ROWS, round_up(self._larger * WHOLE // columns, self.multiple))
@@ -149,13 +164,22 @@ class NativeTiles:
         if elements <= self._may_keep:
             self._may_keep -= elements
             products = self._kept.setdefault(place, query.new_empty(len(a), len(b)))
-            tiled.set_product(products, a, b.T)
-            return products
-        if self._buffer.numel() < elements:
-            self._buffer = query.new_empty(elements)
-        products = self._buffer[:elements].view(len(a), len(b))
-        tiled.set_product(products, a, b.T)
+        else:
+            if self._buffer.numel() < elements:
+                self._buffer = query.new_empty(elements)
+            products = self._buffer[:elements].view(len(a), len(b))
+        self._put(products, a, b)
         return products
+
+    def _put(self, products: Tensor, a: Tensor, b: Tensor) -> None:
+        """products = a @ b.T. Of those of vectors with themselves, blocks below the diagonal are copies."""
+        if a.data_ptr() != b.data_ptr() or len(a) != len(b) or len(a) <= BLOCK:
+            tiled.put_product(products, a, b.T)
+            return
+        for block in spans(len(a), BLOCK):
+            tiled.put_product(block.of(products)[:, block.first :], block.of(a), a[block.first :].T)
+        address, dtype = products.data_ptr(), DTYPE_CODES[products.dtype]
+        core().info_nce_mirror(address, len(a), products.stride(0), dtype, self._threads)
 
     def _args(self, products: Tensor, place: Place) -> tuple[int, int, int, int, int, int, bool, float, int]:
         rows, columns = place.rows, place.columns

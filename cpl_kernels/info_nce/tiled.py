@@ -70,14 +70,14 @@ def _forward(
         for place in _places(tiles, query, queue):
             tiles.add(q, more, place, rows, None, None)
     dtype = wide(query.dtype)
-    row_lse, row_losses = rows.finish(positives.row_count, dtype)
+    row_lse, row_losses = tiles.finish(rows, positives.row_count, dtype)
     if positives.bad is not None:
         row_lse, row_losses = (torch.where(positives.bad, torch.nan, x) for x in (row_lse, row_losses))
     loss = _reduce(row_losses, positives.row_count, reduction)
     if column_sums is None:
         none = row_lse.new_empty(0), positives.row_count.new_empty(0)
         return loss.to(dtype), row_lse, positives.row_count, *none
-    column_lse, column_losses = column_sums.finish(positives.column_count, dtype)
+    column_lse, column_losses = tiles.finish(column_sums, positives.column_count, dtype)
     loss = 0.5 * loss + 0.5 * _reduce(column_losses, positives.column_count, reduction)
     return loss.to(dtype), row_lse, positives.row_count, column_lse, positives.column_count
 
@@ -147,21 +147,18 @@ def _by_whole_rows(
     tiles = tiles_of(q, temperature)
     sums = Sums.of(len(query), q.device, tiles.unit)
     with_gradient = round_up(len(key), tiles.multiple)  # of the keys: the queue has none
-    dquery = torch.empty_like(q) if need_query else q.new_empty(0)
-    dkey = torch.empty_like(keys[:with_gradient]) if need_key else q.new_empty(0)
-    if not len(query) or not len(all_keys):  # no tile will write them
-        dquery.zero_()
-        dkey.zero_()
+    any_tile = len(query) > 0 and len(all_keys) > 0
+    dquery = _unset_gradient(q, q.dtype, need_query, any_tile)
+    dkey = _unset_gradient(keys[:with_gradient], q.dtype, need_key, any_tile)
     q_factor, key_factor = (tiles.factor(x, query.dtype) for x in (q, keys))
     for i in spans(len(query), tiles.rows_of_whole(len(all_keys))) if len(all_keys) else ():
         g = tiles.whole_rows(q, keys, Place(i, Span(0, len(all_keys))), sums, positives, side)
         g, padded = g.to(q_factor.dtype), i.padded(tiles.multiple)
         if need_query:
-            set_product(padded.of(dquery), g, key_factor)
+            put_product(padded.of(dquery), g, key_factor)
         if need_key:
-            put = _add_product if i.first else set_product
-            put(dkey, g[:, :with_gradient].T, padded.of(q_factor))
-    row_lse, losses = sums.finish(positives.row_count, dtype)
+            put_product(dkey, g[:, :with_gradient].T, padded.of(q_factor), add=i.first > 0)
+    row_lse, losses = tiles.finish(sums, positives.row_count, dtype)
     dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else q.new_empty(0)
     loss = (losses * share).sum().to(dtype)
     return (
@@ -261,8 +258,9 @@ def _backward(
         fewer = torch.where(row_positives > 0, torch.exp(column_lse.double() - row_lse.double()), 0.0)
         wanted = (row_share + column_share) / row_positives.clamp(min=1)
         left = right = Side(column_lse, (row_share * fewer + column_share).to(dtype), wanted.to(dtype))
-    dquery = torch.zeros_like(q, dtype=dtype) if need_query else q.new_empty(0, dtype=dtype)
-    dkey = torch.zeros_like(keys if need_key and key is not None else q[:0, 0], dtype=dtype)
+    any_tile = len(query) > 0 and len(keys) > 0
+    dquery = _unset_gradient(q, dtype, need_query, any_tile)
+    dkey = _unset_gradient(keys, dtype, need_key and key is not None, any_tile)
     for place in _places(tiles, query, key):
         # On the diagonal a tile has each pair twice.
         dscale = place.rows.of(tiles.dscale)
@@ -272,12 +270,13 @@ def _backward(
             dscale.add_(before).mul_(0.5)
         g = g.to(q_factor.dtype)
         i, j = place.rows.padded(tiles.multiple), place.columns.padded(tiles.multiple)
+        # The first tile of rows, or of columns, sets what others add to.
         if need_query:
-            _add_product(i.of(dquery), g, j.of(key_factor))
+            put_product(i.of(dquery), g, j.of(key_factor), add=j.first > 0)
         if need_query and key is None and not place.without_diagonal:
-            _add_product(j.of(dquery), g.T, i.of(q_factor))
+            put_product(j.of(dquery), g.T, i.of(q_factor), add=i.first > 0)
         if need_key and key is not None:
-            _add_product(j.of(dkey), g.T, i.of(q_factor))
+            put_product(j.of(dkey), g.T, i.of(q_factor), add=i.first > 0)
     if queue is not None:
         more = tiles.operand(queue)
         for place in _places(tiles, query, queue):
@@ -285,7 +284,7 @@ def _backward(
             i, j = place.rows.padded(tiles.multiple), place.columns.padded(tiles.multiple)
             if need_query:
                 factor = j.of(tiles.factor(more, query.dtype))
-                _add_product(i.of(dquery), g.to(factor.dtype), factor)
+                put_product(i.of(dquery), g.to(factor.dtype), factor, add=True)
     dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else dquery.new_empty(0)
     return (
         _like(query, dquery, need_query),
@@ -294,34 +293,31 @@ def _backward(
     )
 
 
-def set_product(result: Tensor, g: Tensor, x: Tensor) -> None:
-    """result = g @ x, in the dtype of g and x; result may be wider."""
-    first, *rest = spans(len(x), SUMMED)  # of a CPU alone, as whole rows are
-    if result.dtype == g.dtype:
-        torch.mm(g[:, : first.end], first.of(x), out=result)
-    else:
-        result.copy_(g[:, : first.end] @ first.of(x))
-    for terms in rest:
-        _add_terms(result, g, x, terms)
+def put_product(total: Tensor, g: Tensor, x: Tensor, add: bool = False) -> None:
+    """total = g @ x, or total += g @ x, in the dtype of g and x; total may be wider."""
+    for terms in spans(len(x), len(x) if g.is_cuda else SUMMED):
+        _put_terms(total, g[:, terms.first : terms.end], terms.of(x), add or terms.first > 0)
 
 
-def _add_product(total: Tensor, g: Tensor, x: Tensor) -> None:
-    """total += g @ x, in the dtype of g and x; total may be wider."""
-    if g.is_cuda:
-        _add_terms(total, g, x, Span(0, len(x)))
-        return
-    for terms in spans(len(x), SUMMED):
-        _add_terms(total, g, x, terms)
-
-
-def _add_terms(total: Tensor, g: Tensor, x: Tensor, terms: Span) -> None:
-    g, x = g[:, terms.first : terms.end], terms.of(x)
+def _put_terms(total: Tensor, g: Tensor, x: Tensor, add: bool) -> None:
     if total.dtype == g.dtype:
-        total.addmm_(g, x)
-    elif _SUMS_IN_FP32 and g.is_cuda:
-        total.add_(torch.mm(g, x, out_dtype=total.dtype))
+        if add:
+            total.addmm_(g, x)
+        else:
+            torch.mm(g, x, out=total)
+        return
+    product = torch.mm(g, x, out_dtype=total.dtype) if _SUMS_IN_FP32 and g.is_cuda else g @ x
+    if add:
+        total.add_(product)
     else:
-        total.add_(g @ x)
+        total.copy_(product)
+
+
+def _unset_gradient(x: Tensor, dtype: torch.dtype, needed: bool, written: bool) -> Tensor:
+    """Memory for a gradient of ``x``; zeros if no tile will be ``written`` to it. One not needed is of shape [0]."""
+    if not needed:
+        return x.new_empty(0, dtype=dtype)
+    return (torch.empty_like if written else torch.zeros_like)(x, dtype=dtype)
 
 
 def _like(x: Tensor, gradient: Tensor, needed: bool) -> Tensor:
@@ -333,7 +329,7 @@ def _like(x: Tensor, gradient: Tensor, needed: bool) -> Tensor:
 
 def _places(tiles: Tiles, query: Tensor, key: Tensor | None) -> Iterator[Place]:
     """The tiles, row by row. Of queries compared with themselves (``key`` is None) the upper triangle."""
-    # Half of a tile on the diagonal is work for nothing: small ones waste less.
+    # Half of a tile on the diagonal is pairs seen twice: small ones waste less.
     step = tiles.row_step if key is not None else max(1, tiles.row_step // 2)
     for i in spans(len(query), step):
         if key is None:

@@ -66,7 +66,8 @@ class Sums:
         return Sums(self.data.clone(), self.unit)
 
     def finish(self, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The log-sum-exps in ``dtype``, +inf where there is no positive, and the losses in float64, 0 there."""
+        """Of all tiles: the log-sum-exps in ``dtype``, +inf where there is no positive, and the losses in float64, 0
+        there. ``count``: of positives, [n] int64."""
         largest, total, positive = self.data
         logs = total.log()
         lse = torch.where(count > 0, largest * self.unit + logs, torch.inf).to(dtype)
@@ -129,6 +130,9 @@ class Tiles(Protocol):
         positives: Positives | None,
     ) -> None:
         """Adds a tile to the sums of its rows and, if they are given, of its columns."""
+
+    def finish(self, sums: Sums, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """As Sums.finish."""
 
     def gradient(
         self,

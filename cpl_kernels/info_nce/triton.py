@@ -245,6 +245,8 @@ class TritonTiles:
         if columns is not None:
             _merge(columns, place.columns.first, of_columns)
 
+    finish = staticmethod(Sums.finish)
+
     def gradient(
         self,
         query: Tensor,

@@ -41,6 +41,10 @@ inline Side side_of(const SideArgs& args) {
   return {pointer(lse), pointer(share), pointer(wanted)};
 }
 
+inline void info_nce_mirror(Address data, int64_t rows, int64_t stride, int dtype, int threads) {
+  CPL_CALL_ISA(info_nce_mirror(pointer(data), rows, stride, static_cast<DType>(dtype), threads));
+}
+
 inline void info_nce_rows(ProductTileArgs tile, SumsArgs sums, PositivesArgs positives, int threads) {
   CPL_CALL_ISA(info_nce_rows(product_tile(tile), sums_of(sums), positives_of(positives), threads));
 }
@@ -59,6 +63,13 @@ inline void info_nce_gradient(ProductTileArgs tile, PositivesArgs positives, Sid
                               Address dscale, int threads) {
   CPL_CALL_ISA(info_nce_gradient(product_tile(tile), positives_of(positives), side_of(rows), side_of(columns),
                                  static_cast<double*>(pointer(dscale)), threads));
+}
+
+inline void info_nce_finish(SumsArgs sums, Address count, double scale, Address lse, int dtype, Address losses,
+                            int threads) {
+  CPL_CALL_ISA(info_nce_finish(sums_of(sums), static_cast<const int64_t*>(pointer(count)), std::get<1>(sums), scale,
+                               pointer(lse), static_cast<DType>(dtype), static_cast<double*>(pointer(losses)),
+                               threads));
 }
 
 #if defined(CPL_WITH_CUDA)

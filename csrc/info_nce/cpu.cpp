@@ -18,6 +18,7 @@ namespace {
 
 constexpr int64_t kFlush = 1024;
 constexpr int64_t kStrip = 128;  // columns that a work item takes: their sums stay in the L1 cache
+constexpr int64_t kSquare = 32;  // rows and columns that are transposed at a time
 
 // A row of a tile, without the element that is left out.
 template <typename A>
@@ -81,6 +82,30 @@ double positive_products(const Row<A>& row, const ProductTile& tile, const Posit
     });
   }
   return sum;
+}
+
+template <typename A>
+void mirror(A* x, int64_t rows, int64_t stride, int threads) {
+  const int64_t strips = (rows + kSquare - 1) / kSquare;
+  const auto strip = [&](int64_t s) {
+    const int64_t first = s * kSquare, end = std::min(rows, first + kSquare);
+    for (int64_t left = 0; left < end; left += kSquare) {
+      // By way of a square of our own: rows a power of two apart share few places in the cache.
+      alignas(kCacheLine) A square[kSquare][kSquare];
+      const int64_t below = std::min(rows, left + kSquare);
+      for (int64_t j = left; j < below; ++j) std::copy_n(x + j * stride + first, end - first, square[j - left]);
+      for (int64_t i = first; i < end; ++i) {
+        A* __restrict row = x + i * stride + left;
+        const int64_t count = std::min(i - left, kSquare);
+        for (int64_t j = 0; j < count; ++j) row[j] = square[j][i - first];
+      }
+    }
+  };
+  // A long one and a short one each, so that threads have as much to do.
+  parallel_for((strips + 1) / 2, threads, 0, [&](int64_t s, char*) {
+    strip(s);
+    if (strips - 1 - s != s) strip(strips - 1 - s);
+  });
 }
 
 // max and sum, after terms that add up to `sum` at the maximum `max`.
@@ -270,6 +295,18 @@ void gradient_of(const ProductTile& tile, const Positives& positives, const Side
   }
 }
 
+template <typename A>
+void finish(const Sums& sums, const int64_t* count, int64_t n, double scale, A* lse, double* losses, int threads) {
+  parallel_for((n + kFlush - 1) / kFlush, threads, 0, [&](int64_t piece, char*) {
+    for (int64_t i = piece * kFlush; i < std::min(n, (piece + 1) * kFlush); ++i) {
+      const double logs = std::log(sums.sum[i]), wanted = static_cast<double>(std::max<int64_t>(count[i], 1));
+      lse[i] = count[i] > 0 ? static_cast<A>(sums.max[i] * scale + logs) : std::numeric_limits<A>::infinity();
+      // The largest is often the positive: the difference loses nothing then.
+      losses[i] = count[i] > 0 ? logs + (sums.max[i] - sums.positive[i] / wanted) * scale : 0.0;
+    }
+  });
+}
+
 // f(a null pointer of the type of the products)
 template <typename F>
 void choose(DType dtype, const F& f) {
@@ -279,6 +316,10 @@ void choose(DType dtype, const F& f) {
 }
 
 }  // namespace
+
+void info_nce_mirror(void* data, int64_t rows, int64_t stride, DType dtype, int threads) {
+  choose(dtype, [&](auto* type) { mirror(static_cast<decltype(type)>(data), rows, stride, threads); });
+}
 
 void info_nce_rows(const ProductTile& tile, const Sums& sums, const Positives& positives, int threads) {
   choose(tile.dtype, [&](auto* type) { rows<std::remove_pointer_t<decltype(type)>>(tile, sums, positives, threads); });
@@ -303,6 +344,11 @@ void info_nce_gradient(const ProductTile& tile, const Positives& positives, cons
     if (columns.lse != nullptr) return gradient_of<true, A>(tile, positives, rows, columns, dscale, threads);
     gradient_of<false, A>(tile, positives, rows, columns, dscale, threads);
   });
+}
+
+void info_nce_finish(const Sums& sums, const int64_t* count, int64_t n, double scale, void* lse, DType dtype,
+                     double* losses, int threads) {
+  choose(dtype, [&](auto* type) { finish(sums, count, n, scale, static_cast<decltype(type)>(lse), losses, threads); });
 }
 
 }  // namespace CPL_ISA

@@ -48,6 +48,9 @@ struct Side {
   const void* wanted;
 };
 
+// Of a square of products of vectors with themselves: what is below the diagonal from what is above it.
+CPL_DECLARE_PER_ISA(void info_nce_mirror(void* data, int64_t rows, int64_t stride, DType dtype, int threads))
+
 // Adds a tile to the sums of its rows, or of its columns.
 CPL_DECLARE_PER_ISA(void info_nce_rows(const ProductTile& tile, const Sums& sums, const Positives& positives,
                                        int threads))
@@ -63,6 +66,11 @@ CPL_DECLARE_PER_ISA(void info_nce_whole_rows(const ProductTile& tile, const Sums
 // The gradient by the products over the products. columns.lse may be null: one direction.
 CPL_DECLARE_PER_ISA(void info_nce_gradient(const ProductTile& tile, const Positives& positives, const Side& rows,
                                            const Side& columns, double* dscale, int threads))
+
+// Of n rows (or columns) whose sums are complete: log-sum-exp in the dtype given, +inf where count is 0, and loss, 0
+// there.
+CPL_DECLARE_PER_ISA(void info_nce_finish(const Sums& sums, const int64_t* count, int64_t n, double scale, void* lse,
+                                         DType dtype, double* losses, int threads))
 
 #if defined(CPL_WITH_CUDA)
 // Neighbouring queries and keys, all of whose pairs make up a tile. A logit is a product divided by the temperature,

@@ -208,17 +208,17 @@ def test_keeps_as_many_similarities_as_it_may(arrangement: str, monkeypatch: pyt
     }
     products: list[int] = []
     held: list[int] = []
-    multiply, gradient = tiled.set_product, native.NativeTiles.gradient
+    multiply, gradient = native.NativeTiles._put, native.NativeTiles.gradient
 
-    def counted(result: Tensor, a: Tensor, b: Tensor) -> None:
+    def counted(tiles: native.NativeTiles, result: Tensor, a: Tensor, b: Tensor) -> None:
         products.append(result.numel())
-        multiply(result, a, b)
+        multiply(tiles, result, a, b)
 
     def watched(tiles: native.NativeTiles, *args: Any) -> Tensor:
         held.append(sum(kept.numel() for kept in tiles._kept.values()))
         return gradient(tiles, *args)
 
-    monkeypatch.setattr(tiled, "set_product", counted)
+    monkeypatch.setattr(native.NativeTiles, "_put", counted)
     monkeypatch.setattr(native.NativeTiles, "gradient", watched)
     monkeypatch.setattr(native.NativeTiles, "row_step", 32)
     monkeypatch.setattr(native.NativeTiles, "column_step", 32)
@@ -237,9 +237,9 @@ def test_keeps_as_many_similarities_as_it_may(arrangement: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("cache", [0, native.LARGE_CACHE], ids=["small cache", "large cache"])
 @pytest.mark.parametrize("features", [native.LONG + 4, 1100])
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("arrangement", ["one direction", "symmetric", "with themselves"])
 def test_same_bits_at_any_thread_count_with_long_vectors(
-    symmetric: bool, features: int, cache: int, monkeypatch: pytest.MonkeyPatch
+    arrangement: str, features: int, cache: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From native.LONG features on tiles are larger, and with a large cache again. Half the steps of the real ones
     here, so that there are several tiles and a last small one."""
@@ -247,22 +247,40 @@ def test_same_bits_at_any_thread_count_with_long_vectors(
     monkeypatch.setattr(native, "WHOLE", 1)
     monkeypatch.setattr(native.NativeTiles, "row_step", 256)
     monkeypatch.setattr(native.NativeTiles, "column_step", 512)
-    query, key = (rows(1300, features, seed).float().requires_grad_() for seed in (0, 1))
+    sources = (0,) if arrangement == "with themselves" else (0, 1)
+    vectors = [rows(1300, features, seed).float().requires_grad_() for seed in sources]
+    options: dict[str, Any] = {"symmetric": arrangement == "symmetric"}
+    if arrangement == "with themselves":
+        options["targets"] = torch.arange(1300).roll(650)
     threads = torch.get_num_threads()
     try:
         results = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            loss = cpl_kernels.info_nce(query, key, symmetric=symmetric, backend="native")
-            results.append((loss.detach(), *torch.autograd.grad(loss, [query, key])))
+            loss = cpl_kernels.info_nce(*vectors, **options, backend="native")
+            results.append((loss.detach(), *torch.autograd.grad(loss, vectors)))
     finally:
         torch.set_num_threads(threads)
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
-    wide = [x.detach().double().requires_grad_() for x in (query, key)]
-    gold = cpl_kernels.info_nce(*wide, symmetric=symmetric, backend="reference")
+    wide = [x.detach().double().requires_grad_() for x in vectors]
+    gold = cpl_kernels.info_nce(*wide, **options, backend="reference")
     for got, expected in zip(results[0][1:], torch.autograd.grad(gold, wide), strict=True):
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("count", [16, 128, 144, 272, 1024])
+def test_a_tile_on_the_diagonal_is_multiplied_once(count: int, dtype: torch.dtype) -> None:
+    """By blocks, whose mirror images are copied: exactly symmetric, and nothing beside the tile is written."""
+    x = rows(count, 32).to(dtype)
+    tiles = native.NativeTiles(x, torch.ones((), dtype=dtype))
+    around = torch.full((count, count + 48), torch.nan, dtype=dtype)
+    products = around[:, :count]
+    tiles._put(products, x, x)
+    assert torch.equal(products, products.T)
+    assert around[:, count:].isnan().all()
+    torch.testing.assert_close(products, x @ x.T, rtol=0, atol=4 * torch.finfo(dtype).eps)  # of unit vectors
 
 
 @pytest.mark.parametrize("features", [24, native.LONG])
