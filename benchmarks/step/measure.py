@@ -3,8 +3,8 @@
 python -m benchmarks.step.measure DEVICE SECONDS '{"cases": [...], "left_out": {...}, ...}'
 
 It prints lines of JSON: {"trying": NAME} before an implementation is made, so that whoever waits knows which one
-crashed or hangs; {"case": SPEC, ...} for each case; {"lost": WHY} when an implementation broke the GPU's context, with
-which this process can measure nothing more.
+crashed or hangs; {"alive": true} between calls that are timed; {"case": SPEC, ...} for each case; {"lost": WHY} when an
+implementation broke the GPU's context, with which this process can measure nothing more.
 """
 
 from __future__ import annotations
@@ -134,10 +134,10 @@ class Measurement:
         if not self.calls:
             return []
         if self.device.type == "cpu":
-            self.peaks = peaks.of(self.case, tuple(self.calls))
+            self.peaks = peaks.of(self.case, tuple(self.calls), heard)
         count = IN_A_ROW[self.device.type] if min(self.seconds.values()) < SHORT_SECONDS else 1
         together = {name: timing.together([call] * count) for name, call in self.calls.items()}
-        times = harness.interleaved(together, timing.clock(self.device))
+        times = harness.interleaved(together, self._clock)
         ratios = harness.ratios(times, harness.unit_of(times))
         found = []
         for name, taken in times.items():
@@ -155,6 +155,10 @@ class Measurement:
             )
             progress(f"  {name}: {seconds * 1e3:.2f} ms, {ratios[name]['ratio']:.2f}x")
         return found
+
+    def _clock(self, call: Callable[[], Any]) -> float:
+        heard()
+        return timing.clock(self.device)(call)
 
     def profile(self) -> dict[str, Any]:
         found = {}
@@ -206,6 +210,11 @@ def free(case: Case, device: torch.device) -> None:
 
 def say(what: dict[str, Any]) -> None:
     print(json.dumps(what), flush=True)
+
+
+def heard() -> None:
+    """A sign of life: rounds of long steps take longer than a process may be silent."""
+    say({"alive": True})
 
 
 def progress(text: str) -> None:

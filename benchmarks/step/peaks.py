@@ -12,6 +12,7 @@ import ctypes
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 import torch
 
@@ -23,11 +24,15 @@ from benchmarks.step.cases import Case, Step, Variant
 M_MMAP_THRESHOLD = -3  # malloc.h
 
 
-def of(case: Case, names: tuple[str, ...]) -> dict[str, int | None]:
-    """Name -> bytes of those that could be measured."""
+def of(case: Case, names: tuple[str, ...], heard: Callable[[], None]) -> dict[str, int | None]:
+    """Name -> bytes of those that could be measured; ``heard`` is called for each, at 256x256 after a minute or so."""
     command = [sys.executable, "-m", "benchmarks.step.peaks", str(case), str(torch.get_num_threads())]
-    done = subprocess.run([*command, *names], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    return {found["name"]: found["peak_bytes"] for found in json_lines(done.stdout)}
+    peaks: dict[str, int | None] = {}
+    with subprocess.Popen([*command, *names], cwd=ROOT, stdout=subprocess.PIPE, text=True) as worker:
+        for line in worker.stdout or ():
+            peaks |= {found["name"]: found["peak_bytes"] for found in json_lines(line)}
+            heard()
+    return peaks
 
 
 def main(spec: str, threads: str, *names: str) -> None:

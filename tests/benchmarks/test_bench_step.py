@@ -171,18 +171,59 @@ for spec in asked["cases"]:
 """
 
 
-def test_a_crash_costs_one_implementation_or_one_case(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def as_worker(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let bench_step start ``source`` for benchmarks.step.measure."""
     (tmp_path / "benchmarks" / "step").mkdir(parents=True)
     for name in ("", "step/"):
         (tmp_path / "benchmarks" / name / "__init__.py").touch()
-    (tmp_path / "benchmarks" / "step" / "measure.py").write_text(WORKER)
+    (tmp_path / "benchmarks" / "step" / "measure.py").write_text(source)
     monkeypatch.setattr(bench_step, "ROOT", tmp_path)
     monkeypatch.delitem(os.environ, "PYTHONPATH", raising=False)
+
+
+def test_a_crash_costs_one_implementation_or_one_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_worker(WORKER, tmp_path, monkeypatch)
     found = list(bench_step.measured("abcd", "cpu", 60.0, {"ready_seconds": 9.0}))
     assert [one["case"] for one in found] == list("abcd")
     assert "ended with -6" in found[1]["failed"]["bad"]
     assert found[2]["error"] == "the process ended with 3"
     assert found[0]["failed"] == found[3]["failed"] == {}
     assert list(bench_step.measured("a", "cpu", 1.0, {})) == [{**MISSING, "case": "a"}]
+
+
+PATIENT = """
+import json, sys, time
+for spec in json.loads(sys.argv[-1])["cases"]:
+    print(json.dumps({"trying": None}), flush=True)
+    for _ in range(5):
+        time.sleep(0.5)
+        if spec == "long":
+            print(json.dumps({"alive": True}), flush=True)
+    print(json.dumps({"case": spec}), flush=True)
+"""
+
+
+def test_whoever_gives_signs_of_life_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_worker(PATIENT, tmp_path, monkeypatch)
+    monkeypatch.setattr(bench_step, "QUIET", 1.0)
+    found = list(bench_step.measured(["long", "silent"], "cpu", 60.0, {"ready_seconds": 1.0}))
+    assert found == [{"case": "long"}, {"case": "silent", "error": "no word in 2 s"}]
+
+
+def test_signs_of_life_come_with_every_call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def in_a_round(calls: Any, clock: Any) -> dict[str, list[float]]:
+        return {name: [clock(call)] for name, call in calls.items()}
+
+    monkeypatch.setattr(harness, "interleaved", in_a_round)
+    options = {"left_out": {}, "compile_ours": False, "ready_seconds": 60.0}
+    one = measure.Measurement(Case.parse(TINY), torch.device("cpu"), time.monotonic() + 600, options)
+    one.prepare()
+    capsys.readouterr()
+    names = [row["name"] for row in one.rows()]
+    said = stages.json_lines(capsys.readouterr().out)
+    assert said == [{"alive": True}] * 2 * len(names)  # its memory, and its time
+    assert all(one.peaks.values())
