@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import cpl
-from benchmarks import bench_step, harness
+from benchmarks import bench_step, harness, memory
 from benchmarks.gpu import stages
 from benchmarks.plain import Block, PlainRestorer
-from benchmarks.step import cases, measure, page
+from benchmarks.step import cases, measure, page, peaks
 from benchmarks.step.cases import Case
 
 TINY = "cplir-tiny:1x16x16:float32:train"
@@ -227,3 +227,23 @@ def test_signs_of_life_come_with_every_call(
     said = stages.json_lines(capsys.readouterr().out)
     assert said == [{"alive": True}] * 2 * len(names)  # its memory, and its time
     assert all(one.peaks.values())
+
+
+def test_one_killed_for_memory_costs_its_own_peak_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[str] = []
+
+    def killed_once(work: Any) -> None:
+        done.append("called")
+        if len(done) == 1:
+            raise RuntimeError("the process that measures ended with -9")
+
+    monkeypatch.setattr(memory, "in_a_process_of_its_own", killed_once)
+    threads = torch.get_num_threads()
+    try:
+        peaks.main(TINY, str(threads), cases.PLAIN, "ours (default)")
+    finally:
+        torch.set_num_threads(threads)
+    assert len(done) == 2
+    assert f"peak memory of {cases.PLAIN}: the process that measures ended with -9" in capsys.readouterr().err
