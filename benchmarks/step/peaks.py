@@ -46,6 +46,7 @@ def main(spec: str, threads: str, *names: str) -> None:
             memory.in_a_process_of_its_own(lambda n=name: _print_peak(case, n, listed[n], int(threads)))
         except RuntimeError as error:  # killed for memory: those that take less may have enough
             print(f"peak memory of {name}: {error}", file=sys.stderr, flush=True)
+            print(json.dumps({"name": name, "peak_bytes": None}), flush=True)
 
 
 def _print_peak(case: Case, name: str, variant: Variant, threads: int) -> None:

@@ -21,9 +21,11 @@ from cpl_kernels.info_nce.tiles import Place, Side, Span, Sums, Tiles, WholeRows
 # mm(..., out_dtype=) came with torch 2.8, for CUDA tensors alone.
 _SUMS_IN_FP32 = "out_dtype" in (torch.mm.__doc__ or "")
 
-# Terms that a CPU's product sums in one go. From 1024 on MKL shares a sum out among threads, so that its bits depend on
-# their number; torch has no word for that.
-SUMMED = 512
+# Terms that a CPU's product sums in one go. Longer sums MKL shares out among threads, so that their bits depend on the
+# number of these; torch has no word for that. Tried: from 1024 terms on; from 512 for small results in fp32 (up to
+# 48 x 144) and bf16 (up to 64 x 1024); from 256 in fp64 (up to 176 x 1024).
+SUMMED, SUMMED_INTO_SMALL, SUMMED_IN_FP64 = 512, 256, 128
+SMALL, SMALL_IN_BF16 = 2**15, 2**17  # elements of a result
 KEPT = 2**22  # similarities that are kept in any case: 16 MiB in fp32
 
 
@@ -295,8 +297,15 @@ def _backward(
 
 def put_product(total: Tensor, g: Tensor, x: Tensor, add: bool = False) -> None:
     """total = g @ x, or total += g @ x, in the dtype of g and x; total may be wider."""
-    for terms in spans(len(x), len(x) if g.is_cuda else SUMMED):
+    for terms in spans(len(x), len(x) if g.is_cuda else _summed(total, g)):
         _put_terms(total, g[:, terms.first : terms.end], terms.of(x), add or terms.first > 0)
+
+
+def _summed(total: Tensor, g: Tensor) -> int:
+    if g.dtype == torch.float64:
+        return SUMMED_IN_FP64
+    small = SMALL_IN_BF16 if g.dtype == torch.bfloat16 else SMALL
+    return SUMMED if total.numel() >= small else SUMMED_INTO_SMALL
 
 
 def _put_terms(total: Tensor, g: Tensor, x: Tensor, add: bool) -> None:

@@ -197,19 +197,21 @@ PATIENT = """
 import json, sys, time
 for spec in json.loads(sys.argv[-1])["cases"]:
     print(json.dumps({"trying": None}), flush=True)
-    for _ in range(5):
+    for _ in range(16):
         time.sleep(0.5)
         if spec == "long":
             print(json.dumps({"alive": True}), flush=True)
+    if spec == "silent":
+        time.sleep(50)
     print(json.dumps({"case": spec}), flush=True)
 """
 
 
 def test_whoever_gives_signs_of_life_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     as_worker(PATIENT, tmp_path, monkeypatch)
-    monkeypatch.setattr(bench_step, "QUIET", 1.0)
-    found = list(bench_step.measured(["long", "silent"], "cpu", 60.0, {"ready_seconds": 1.0}))
-    assert found == [{"case": "long"}, {"case": "silent", "error": "no word in 2 s"}]
+    monkeypatch.setattr(bench_step, "QUIET", 3.0)
+    found = list(bench_step.measured(["long", "silent"], "cpu", 60.0, {"ready_seconds": 3.0}))
+    assert found == [{"case": "long"}, {"case": "silent", "error": "no word in 6 s"}]
 
 
 def test_signs_of_life_come_with_every_call(
@@ -246,4 +248,8 @@ def test_one_killed_for_memory_costs_its_own_peak_alone(
     finally:
         torch.set_num_threads(threads)
     assert len(done) == 2
-    assert f"peak memory of {cases.PLAIN}: the process that measures ended with -9" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert f"peak memory of {cases.PLAIN}: the process that measures ended with -9" in said.err
+    assert stages.json_lines(said.out) == [
+        {"name": cases.PLAIN, "peak_bytes": None}
+    ]  # which is a sign of life, too

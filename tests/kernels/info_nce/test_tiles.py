@@ -271,14 +271,27 @@ def test_same_bits_at_any_thread_count_with_long_vectors(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("count", [16, 128, 144, 272, 1024])
-def test_a_tile_on_the_diagonal_is_multiplied_once(count: int, dtype: torch.dtype) -> None:
+def test_a_tile_on_the_diagonal_is_multiplied_once(
+    count: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By blocks, whose mirror images are copied: exactly symmetric, and nothing beside the tile is written."""
     x = rows(count, 32).to(dtype)
     tiles = native.NativeTiles(x, torch.ones((), dtype=dtype))
     around = torch.full((count, count + 48), torch.nan, dtype=dtype)
     products = around[:, :count]
+    multiplied: list[int] = []
+    put = tiled.put_product
+
+    def counted(total: Tensor, *factors: Tensor) -> None:
+        multiplied.append(total.numel())
+        put(total, *factors)
+
+    monkeypatch.setattr(tiled, "put_product", counted)
     tiles._put(products, x, x)
-    assert torch.equal(products, products.T)
+    blocks = range(0, count, native.BLOCK)
+    assert sum(multiplied) == sum(min(native.BLOCK, count - i) * (count - i) for i in blocks)
+    if count > native.BLOCK:
+        assert torch.equal(products, products.T)
     assert around[:, count:].isnan().all()
     torch.testing.assert_close(products, x @ x.T, rtol=0, atol=4 * torch.finfo(dtype).eps)  # of unit vectors
 
@@ -294,3 +307,40 @@ def test_tiles_are_larger_where_the_last_cache_is(features: int) -> None:
         losses.append(cpl_kernels.info_nce(query, key, reduction="none", backend="native"))
     assert steps[1] == (2 * steps[0][0], 2 * steps[0][1])
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("features", [48, 512, 1100])
+@pytest.mark.parametrize("sizes", [(32, 32), (16, 144), (48, 512), (144, 1024), (512,), (1296,)], ids=str)
+def test_same_bits_at_any_thread_count_of_small_products_of_long_vectors(
+    sizes: tuple[int, ...], features: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where threads are many for a result, MKL would share out its sums. Of 1296 vectors with themselves, the last tile
+    has 272 rows, and its last block 16."""
+    core.core().set_last_level_cache(native.LARGE_CACHE)  # set back by no_large_cache
+    monkeypatch.setattr(native, "BF16_FROM", 0)
+    vectors = [rows(n, features, seed).to(dtype).requires_grad_() for seed, n in enumerate(sizes)]
+    options = {"targets": torch.arange(sizes[0]).roll(sizes[0] // 2)} if len(sizes) == 1 else {}
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            loss = cpl_kernels.info_nce(*vectors, **options, backend="native")
+            results.append((loss.detach(), *torch.autograd.grad(loss, vectors)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_keys_in_the_memory_of_the_queries(symmetric: bool) -> None:
+    """Their products are symmetric as well; otherwise they are keys like others."""
+    x = rows(272).requires_grad_()
+    key = rows(272).requires_grad_()
+    found = []
+    for other in (x.detach(), key.detach()):
+        loss = cpl_kernels.info_nce(x, other, symmetric=symmetric, backend="native")
+        found.append((loss.detach(), *torch.autograd.grad(loss, x)))
+    for shared, apart in zip(*found, strict=True):
+        torch.testing.assert_close(shared, apart, rtol=1e-12, atol=1e-14)
