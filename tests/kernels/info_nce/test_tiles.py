@@ -235,6 +235,21 @@ def test_keeps_as_many_similarities_as_it_may(arrangement: str, monkeypatch: pyt
     assert tiles < every[3000] < 2 * tiles
 
 
+def same_at_any_thread_count(vectors: list[Tensor], options: dict[str, Any]) -> list[Tensor]:
+    """The gradients of the vectors, after seeing that they and the loss are the same to the bit."""
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            loss = cpl_kernels.info_nce(*vectors, **options, backend="native")
+            results.append([loss.detach(), *torch.autograd.grad(loss, vectors)])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+    return results[0][1:]
+
+
 @pytest.mark.parametrize("cache", [0, native.LARGE_CACHE], ids=["small cache", "large cache"])
 @pytest.mark.parametrize("features", [native.LONG + 4, 1100])
 @pytest.mark.parametrize("arrangement", ["one direction", "symmetric", "with themselves"])
@@ -252,20 +267,10 @@ def test_same_bits_at_any_thread_count_with_long_vectors(
     options: dict[str, Any] = {"symmetric": arrangement == "symmetric"}
     if arrangement == "with themselves":
         options["targets"] = torch.arange(1300).roll(650)
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            loss = cpl_kernels.info_nce(*vectors, **options, backend="native")
-            results.append((loss.detach(), *torch.autograd.grad(loss, vectors)))
-    finally:
-        torch.set_num_threads(threads)
-    for one, two in zip(*results, strict=True):
-        assert torch.equal(one, two)
+    gradients = same_at_any_thread_count(vectors, options)
     wide = [x.detach().double().requires_grad_() for x in vectors]
     gold = cpl_kernels.info_nce(*wide, **options, backend="reference")
-    for got, expected in zip(results[0][1:], torch.autograd.grad(gold, wide), strict=True):
+    for got, expected in zip(gradients, torch.autograd.grad(gold, wide), strict=True):
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
@@ -321,16 +326,7 @@ def test_same_bits_at_any_thread_count_of_small_products_of_long_vectors(
     monkeypatch.setattr(native, "BF16_FROM", 0)
     vectors = [rows(n, features, seed).to(dtype).requires_grad_() for seed, n in enumerate(sizes)]
     options = {"targets": torch.arange(sizes[0]).roll(sizes[0] // 2)} if len(sizes) == 1 else {}
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            loss = cpl_kernels.info_nce(*vectors, **options, backend="native")
-            results.append((loss.detach(), *torch.autograd.grad(loss, vectors)))
-    finally:
-        torch.set_num_threads(threads)
-    for other in results[1:]:
-        assert all(map(torch.equal, results[0], other))
+    same_at_any_thread_count(vectors, options)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
