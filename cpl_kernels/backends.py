@@ -2,8 +2,9 @@
 
 Each op's room holds one module per backend: ``cpl_kernels/<op>/<backend>.py`` with ``forward``,
 ``backward`` and ``why_not(...) -> str | None`` (None: it can serve this call, on a device that the
-backend runs on). This module picks one of them for a call (the one asked for, else by the table of
-dispatch.py) and can say afterwards what it would pick and why.
+backend runs on); where the backward can give the forward's result along, ``backward_and_output``.
+This module picks one of them for a call (the one asked for, else by the table of dispatch.py) and
+can say afterwards what it would pick and why.
 """
 
 from __future__ import annotations
@@ -73,6 +74,11 @@ def select(op: str, request: str, *tensors: Tensor) -> Any:
             f"Leave backend unset to let cpl_kernels choose; here that is {_pick(op, tensors)[0]!r}"
         )
     return _module(op, request)
+
+
+def gives_output(op: str, request: str, *tensors: Tensor) -> bool:
+    """Whether the backward of this call gives the forward's result along, at little cost: backward_and_output."""
+    return hasattr(select(op, request, *tensors), "backward_and_output")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 View = tuple[int, int, int, int]  # data_ptr and the strides of batch, channel and pixel, in elements
+NOWHERE: View = (0, 0, 0, 0)  # for a result that is not asked for
 
 
 def output_format(x: Tensor) -> torch.memory_format:

@@ -35,12 +35,16 @@ _PLAIN = (Tensor, torch.nn.Parameter)  # subclasses have ways of their own to be
 
 def _watched(args: tuple[Any, ...]) -> bool:
     """Whether this call must go through the dispatcher, because someone there may want to see it."""
+    return torch.autograd.profiler._is_profiler_enabled or transformed(args)  # a profile names the ops
+
+
+def transformed(args: tuple[Any, ...]) -> bool:
+    """Whether this call is not, or not only, to be computed: it is compiled, traced, differentiated by torch.func..."""
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
-        or torch.autograd.profiler._is_profiler_enabled  # a profile names the ops
     ):
         return True
     for a in args:  # noqa: SIM110 -- any() takes twice as long on so few

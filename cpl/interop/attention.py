@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cpl.interop.structure import Block, Layout, apply, is_plain, why_no_conv
+from cpl.nn.byproducts import gate_conv
 from cpl_kernels import channel_attention, dwconv, gated_dwconv
 
 
@@ -86,8 +87,12 @@ def _forward_feed_forward(module: Block, x: Tensor) -> Tensor | None:
     depthwise = module.dwconv
     if not is_plain(depthwise):
         return None
-    hidden = apply(module.project_in, x)
-    return apply(module.project_out, gated_dwconv(hidden, depthwise.weight, depthwise.bias))
+    hidden, close = apply(module.project_in, x), module.project_out
+    if depthwise.bias is None and is_plain(close) and close.bias is None:
+        y = gate_conv(hidden, depthwise.weight, close.weight)
+        if y is not None:
+            return y
+    return apply(close, gated_dwconv(hidden, depthwise.weight, depthwise.bias))
 
 
 ATTENTION = Layout("channel attention", _why_not, lambda m: (m.qkv.in_channels,), _forward)

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from cpl.interop import norms
 from cpl.interop.attention import ATTENTION, FEED_FORWARD
 from cpl.interop.structure import Block, Layout, Options, is_plain, is_untouched
-from cpl.nn.recompute import Norm, keeping_input, keeping_products
-from cpl_kernels import layer_norm2d
+from cpl.nn.norm import Norm
+from cpl.nn.recompute import keeping_input, keeping_products
 
 KIND = "transformer block"
 _CONVS = (
@@ -69,9 +69,7 @@ def _keep_all(module: Block, x: Tensor) -> Tensor:
 
 
 def _norm(module: Block) -> Norm:
-    """The function of an image and of the tensors; without a bias the mean stays in, as in Restormer."""
-    weight, bias, eps = norms.parts(module)
-    return partial(layer_norm2d, eps=eps, center=bias is not None), (weight, bias)
+    return Norm(*norms.parts(module))
 
 
 def _options(keep: str) -> Callable[[Block], Iterable[Options]]:

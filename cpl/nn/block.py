@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
 from cpl.nn.attention import MDTA
 from cpl.nn.feed_forward import GDFN
-from cpl.nn.norm import LayerNorm2d
-from cpl.nn.recompute import keeping_input, keeping_products
+from cpl.nn.norm import LayerNorm2d, ScaleAndShift
+from cpl.nn.pointwise import PointwiseConv
+from cpl.nn.recompute import keeping_all, keeping_input, keeping_products
 from cpl.nn.strips import attention_in_strips, feed_forward_in_strips, rows_of_a_strip
 
 KEEP = ("all", "products", "input")
+_KEEPING = dict(zip(KEEP, (keeping_all, keeping_products, keeping_input), strict=True))
 
 
 class TransformerBlock(nn.Module):
@@ -26,9 +29,11 @@ class TransformerBlock(nn.Module):
 
     Attributes:
         keep: what a forward pass keeps for the backward, in maps of x's size with the usual 2.66 hidden channels:
-            "all" that the backward needs, about 19; the matrix "products", about 10, from which the rest is computed
-            again; or the "input", 1, like torch.utils.checkpoint but without the last product. :func:`set_keep` sets
-            it for a whole network. Hooks on the block's parts run with "all" only, and without gradients.
+            "all" that the backward needs, about 15 where its kernels give the norms' and the gate's outputs along (on
+            CPUs, of parts that nobody has exchanged or hooked) and else 19; the matrix "products", about 10, from
+            which the rest is computed again; or the "input", 1, like torch.utils.checkpoint but without the last
+            product. :func:`set_keep` sets it for a whole network. Hooks on the block's parts run with "all" only, and
+            without gradients.
 
     Source: Restormer, arXiv 2111.09881, figure 2.
     """
@@ -48,7 +53,7 @@ class TransformerBlock(nn.Module):
         compiling, learns = torch.compiler.is_compiling(), torch.is_grad_enabled()
         if not compiling and not learns:
             return self._infer(x)
-        if self.keep == "all" or not learns:
+        if not learns or (self.keep == "all" and (compiling or not self._is_usual())):
             return self._keep_all(x)
         if compiling:  # a compiler chooses itself what of its own code to compute again
             return (
@@ -56,9 +61,15 @@ class TransformerBlock(nn.Module):
                 if self.keep == "products"
                 else checkpoint(self._keep_all, x, use_reentrant=False)
             )
-        keeping = keeping_products if self.keep == "products" else keeping_input
-        norm1, norm2 = ((norm.function, norm.tensors) for norm in (self.norm1, self.norm2))
-        return keeping(x, norm1, self.attn, norm2, self.ffn)
+        return _KEEPING[self.keep](x, self.norm1.norm, self.attn, self.norm2.norm, self.ffn)
+
+    def _is_usual(self) -> bool:
+        """Whether nobody has exchanged a part of it (by an adapter, say) or watches one: then none need be called."""
+        return not _has_any_global_hook() and all(
+            type(part) in _USUAL and not _is_watched(part) and "forward" not in vars(part)
+            for part in self.modules()
+            if part is not self
+        )
 
     def _infer(self, x: Tensor) -> Tensor:
         if type(self.attn) is not MDTA or type(self.ffn) is not GDFN:
@@ -74,8 +85,13 @@ class TransformerBlock(nn.Module):
         return x + self.ffn(self.norm2(x))
 
 
+_USUAL = (LayerNorm2d, ScaleAndShift, MDTA, GDFN, PointwiseConv, nn.Conv2d)
+
+
 def _is_watched(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks)
+    return bool(
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
+    )
 
 
 def set_keep(network: nn.Module, keep: str) -> int:

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cpl_kernels import layer_norm2d
+
+
+class Norm(NamedTuple):
+    """A norm over channels with its tensors [C]; without a bias the mean stays in (Restormer's "BiasFree")."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+    @property
+    def center(self) -> bool:
+        return self.bias is not None
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        return self.weight, self.bias
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        """Of x [B, C, H, W] and ``tensors``."""
+        return partial(layer_norm2d, eps=self.eps, center=self.center)
 
 
 class LayerNorm2d(nn.Module):
@@ -25,22 +47,18 @@ class LayerNorm2d(nn.Module):
     def __init__(self, channels: int, bias: bool = True, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
-        self.body = _ScaleAndShift(channels, bias)  # released weights say norm1.body.weight
+        self.body = ScaleAndShift(channels, bias)  # released weights say norm1.body.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, *self.tensors)
+        norm = self.norm
+        return norm.function(x, *norm.tensors)
 
     @property
-    def function(self) -> Callable[..., Tensor]:
-        """Of x and ``tensors``: what forward computes."""
-        return partial(layer_norm2d, eps=self.eps, center=self.body.bias is not None)
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor | None]:
-        return self.body.weight, self.body.bias
+    def norm(self) -> Norm:
+        return Norm(self.body.weight, self.body.bias, self.eps)
 
 
-class _ScaleAndShift(nn.Module):
+class ScaleAndShift(nn.Module):
     """Holds the two vectors [C]; the kernel applies them."""
 
     weight: nn.Parameter

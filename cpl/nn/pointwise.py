@@ -58,15 +58,27 @@ def pointwise_conv_backward(
             [*needs, False],
         )
     else:
-        rows = dy.flatten(2)  # [B, C', P]
-        dx = dweight = None
-        if need_x:
-            dx = torch.bmm(weight.to(dy.dtype).flatten(1).t().expand(len(x), -1, -1), rows).view_as(x)
-        if need_weight:
-            wide = torch.float32 if dy.dtype in NARROW else None
-            dweight = torch.bmm(rows, x.flatten(2).to(dy.dtype).transpose(1, 2)).sum(0, dtype=wide)
-            dweight = dweight.view_as(weight)
+        dx = product_backward_of_x(dy, weight) if need_x else None
+        dweight = product_backward_of_weight(dy, x, weight) if need_weight else None
     return None if dx is None else dx.to(x.dtype), None if dweight is None else dweight.to(weight.dtype)
+
+
+def is_product(x: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`pointwise_conv` is a matrix product here."""
+    return _how(x, weight) != "convolution"
+
+
+def product_backward_of_x(dy: Tensor, weight: Tensor) -> Tensor:
+    """The gradient [B, C, H, W] of x, in dy's dtype, where :func:`is_product`; x itself is not needed."""
+    dx = torch.bmm(weight.to(dy.dtype).flatten(1).t().expand(len(dy), -1, -1), dy.flatten(2))
+    return dx.view(len(dy), weight.shape[1], *dy.shape[2:])
+
+
+def product_backward_of_weight(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of weight, [C', C, 1, 1], where :func:`is_product`; float32 if dy is of 16 bits."""
+    wide = torch.float32 if dy.dtype in NARROW else None
+    dweight = torch.bmm(dy.flatten(2), x.flatten(2).to(dy.dtype).transpose(1, 2)).sum(0, dtype=wide)
+    return dweight.view_as(weight)
 
 
 def _how(x: Tensor, weight: Tensor) -> str:

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cpl.nn.attention import attend
+from cpl.nn.byproducts import gate_conv, norm_conv
 from cpl.nn.feed_forward import gate
+from cpl.nn.norm import Norm
 from cpl.nn.pointwise import pointwise_conv, pointwise_conv_backward
 
 Inner = Callable[..., Tensor]
-# A function of an image and two tensors, and these: weight and bias.
-Norm = tuple[Inner, tuple[Tensor, Tensor | None]]
 
 
 def recomputed_conv(inner: Inner, weight: Tensor, *tensors: Tensor | None) -> Tensor:
@@ -60,30 +60,52 @@ def recomputed_block(
     )
 
 
-def keeping_products(x: Tensor, norm1: Norm, attn: Any, norm2: Norm, ffn: Any) -> Tensor:
-    """A transformer block, x + attn(norm1(x)) and then x + ffn(norm2(x)), of which the products' outputs are kept.
+def keeping_all(x: Tensor, norm1: Norm, attn: Any, norm2: Norm, ffn: Any) -> Tensor:
+    """A transformer block, x + attn(norm1(x)) and then x + ffn(norm2(x)); kept is all that no backward kernel gives.
 
     Args:
         attn, ffn: the 1x1 convolutions qkv, project_in and project_out and the depthwise ones qkv_dwconv and dwconv,
             all without bias, and temperature [heads, 1, 1], as in :class:`cpl.nn.MDTA` and :class:`cpl.nn.GDFN`.
     """
-    qkv = recomputed_conv(norm1[0], attn.qkv.weight, x, *norm1[1])
-    x = x + recomputed_conv(attend, attn.project_out.weight, qkv, attn.qkv_dwconv.weight, attn.temperature)
-    hidden = recomputed_conv(norm2[0], ffn.project_in.weight, x, *norm2[1])
-    return x + recomputed_conv(gate, ffn.project_out.weight, hidden, ffn.dwconv.weight)
+    return _block(x, norm1, attn, norm2, ffn, _kept_conv)
+
+
+def keeping_products(x: Tensor, norm1: Norm, attn: Any, norm2: Norm, ffn: Any) -> Tensor:
+    """As :func:`keeping_all`, but of what the block computes the 1x1 convolutions' outputs alone are kept."""
+    return _block(x, norm1, attn, norm2, ffn, recomputed_conv)
 
 
 def keeping_input(x: Tensor, norm1: Norm, attn: Any, norm2: Norm, ffn: Any) -> Tensor:
-    """As :func:`keeping_products`, but x alone is kept."""
+    """As :func:`keeping_all`, but x alone is kept."""
     return recomputed_block(
-        partial(_attention_half, norm1[0]),
+        partial(_attention_half, norm1.function),
         attn.project_out.weight,
-        (*norm1[1], attn.qkv.weight, attn.qkv_dwconv.weight, attn.temperature),
-        partial(_feed_forward_half, norm2[0]),
+        (*norm1.tensors, attn.qkv.weight, attn.qkv_dwconv.weight, attn.temperature),
+        partial(_feed_forward_half, norm2.function),
         ffn.project_out.weight,
-        (*norm2[1], ffn.project_in.weight, ffn.dwconv.weight),
+        (*norm2.tensors, ffn.project_in.weight, ffn.dwconv.weight),
         x,
     )
+
+
+def _block(x: Tensor, norm1: Norm, attn: Any, norm2: Norm, ffn: Any, conv: Callable[..., Tensor]) -> Tensor:
+    """``conv(inner, weight, *tensors)`` is for what no kernel gives along."""
+    qkv = _norm_conv(x, norm1, attn.qkv.weight, conv)
+    x = x + conv(attend, attn.project_out.weight, qkv, attn.qkv_dwconv.weight, attn.temperature)
+    hidden = _norm_conv(x, norm2, ffn.project_in.weight, conv)
+    gated = gate_conv(hidden, ffn.dwconv.weight, ffn.project_out.weight)
+    if gated is None:
+        gated = conv(gate, ffn.project_out.weight, hidden, ffn.dwconv.weight)
+    return x + gated
+
+
+def _norm_conv(x: Tensor, norm: Norm, weight: Tensor, conv: Callable[..., Tensor]) -> Tensor:
+    y = norm_conv(x, norm, weight)
+    return conv(norm.function, weight, x, *norm.tensors) if y is None else y
+
+
+def _kept_conv(inner: Inner, weight: Tensor, *tensors: Tensor | None) -> Tensor:
+    return pointwise_conv(inner(*tensors), weight)
 
 
 def _attention_half(

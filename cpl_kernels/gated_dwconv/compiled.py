@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,8 +51,9 @@ def backward(
     weight: Tensor,
     bias: Tensor | None,
     gelu: bool,
-    *where: int,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """``rest``: the kernel's last arguments, in which the two backends differ."""
     batch, channels, height, width = x.shape
     dx = x.new_empty(*x.shape)
     weight, bias = _parameter(weight, x), None if bias is None else _parameter(bias, x)
@@ -73,7 +75,7 @@ def backward(
         width,
         gelu,
         DTYPE_CODES[x.dtype],
-        *where,
+        *rest,
     )
     return dx, dweight, dbias
 

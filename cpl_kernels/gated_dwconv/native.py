@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cpl_kernels import layout
 from cpl_kernels.core import core
 from cpl_kernels.gated_dwconv import compiled
 
@@ -20,5 +21,19 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tenso
 def backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    return _backward(dy, x, weight, bias, gelu, layout.NOWHERE)
+
+
+def backward_and_output(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, channels, height, width = x.shape
+    y = x.new_empty(batch, channels // 2, height, width)
+    return *_backward(dy, x, weight, bias, gelu, layout.view(y)), y
+
+
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, y: layout.View
+) -> tuple[Tensor, Tensor, Tensor]:
     kernel = core().gated_dwconv_backward
-    return compiled.backward(kernel, dy, x, weight, bias, gelu, torch.get_num_threads())
+    return compiled.backward(kernel, dy, x, weight, bias, gelu, y, torch.get_num_threads())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cpl_kernels import backends
 from cpl_kernels.gated_dwconv import reference
-from cpl_kernels.registration import register_differentiable
+from cpl_kernels.registration import register, register_differentiable
 
 
 def _given(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
@@ -37,6 +37,22 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = reference.accumulation_dtype(x, weight, bias)
     return x.new_empty(x.shape), x.new_empty(weight.shape, dtype=dtype), x.new_empty(x.shape[1], dtype=dtype)
+
+
+def _backward_and_output(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    chosen = backends.select("gated_dwconv", backend, *_given(x, weight, bias))
+    if hasattr(chosen, "backward_and_output"):
+        return chosen.backward_and_output(dy, x, weight, bias, gelu)
+    return *chosen.backward(dy, x, weight, bias, gelu), chosen.forward(x, weight, bias, gelu)
+
+
+def _backward_and_output_fake(
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gradients = _backward_fake(dy, x, weight, bias, gelu, backend)
+    return *gradients, _forward_fake(x, weight, bias, gelu, backend)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -69,4 +85,13 @@ gated_dwconv, gated_dwconv_backward = register_differentiable(
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,
+)
+
+# The gradients and, once more, y, which a backward that computes it anyway gives along (see backends.gives_output).
+# For autograd functions that would otherwise keep y; it has no derivative of its own.
+gated_dwconv_backward_and_output = register(
+    "gated_dwconv_backward_and_output",
+    "(Tensor dy, Tensor x, Tensor weight, Tensor? bias, bool gelu, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    impl=_backward_and_output,
+    fake=_backward_and_output_fake,
 )

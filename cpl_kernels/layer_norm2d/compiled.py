@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,8 +56,9 @@ def backward(
     mean: Tensor,
     rstd: Tensor,
     center: bool,
-    *where: int,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """``rest``: the kernel's last arguments, in which the two backends differ."""
     dx = layout.empty_like(x)
     x = layout.readable(x)
     dy = layout.readable_as(dy, x)
@@ -80,7 +82,7 @@ def backward(
         height * width,
         center,
         DTYPE_CODES[x.dtype],
-        *where,
+        *rest,
     )
     return dx, dweight, dbias
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels import backends, layout
-from cpl_kernels.registration import register_differentiable
+from cpl_kernels.registration import register, register_differentiable
 
 
 def _forward(
@@ -33,6 +33,38 @@ def _backward_fake(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, center: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     return layout.empty_like(x), mean.new_empty(weight.shape), mean.new_empty(weight.shape)
+
+
+def _backward_and_output(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    eps: float,
+    center: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    chosen = backends.select("layer_norm2d", backend, x)
+    if hasattr(chosen, "backward_and_output"):
+        return chosen.backward_and_output(dy, x, weight, bias, mean, rstd, center)
+    y, *_ = chosen.forward(x, weight, bias, eps, center)
+    return *chosen.backward(dy, x, weight, mean, rstd, center), y
+
+
+def _backward_and_output_fake(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    eps: float,
+    center: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return *_backward_fake(dy, x, weight, mean, rstd, center, backend), layout.empty_like(x)
 
 
 def _statistics_like(x: Tensor) -> Tensor:
@@ -74,4 +106,14 @@ layer_norm2d, layer_norm2d_backward = register_differentiable(
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,
+)
+
+# The gradients and, once more, y, which a backward that has all for it at hand gives along (see
+# backends.gives_output). For autograd functions that would otherwise keep y; it has no derivative of its own.
+layer_norm2d_backward_and_output = register(
+    "layer_norm2d_backward_and_output",
+    "(Tensor dy, Tensor x, Tensor weight, Tensor? bias, Tensor mean, Tensor rstd, float eps, bool center, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    impl=_backward_and_output,
+    fake=_backward_and_output_fake,
 )

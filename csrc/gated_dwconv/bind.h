@@ -15,7 +15,7 @@ inline GatedDwconvForward gated_dwconv_forward_args(ImageView x, ImageView y, Ad
 inline GatedDwconvBackward gated_dwconv_backward_args(ImageView dy, ImageView x, ImageView dx, Address weight,
                                                       Address bias, Address dweight, Address dbias, int64_t batch,
                                                       int64_t channels, int64_t height, int64_t width, bool gelu,
-                                                      int dtype) {
+                                                      int dtype, ImageView y = {}) {
   return {dy,
           x,
           dx,
@@ -25,7 +25,8 @@ inline GatedDwconvBackward gated_dwconv_backward_args(ImageView dy, ImageView x,
           pointer(dbias),
           {batch, channels, height, width},
           gelu,
-          static_cast<DType>(dtype)};
+          static_cast<DType>(dtype),
+          y};
 }
 
 inline void gated_dwconv_forward(ImageView x, ImageView y, Address weight, Address bias, int64_t batch,
@@ -36,10 +37,10 @@ inline void gated_dwconv_forward(ImageView x, ImageView y, Address weight, Addre
 
 inline void gated_dwconv_backward(ImageView dy, ImageView x, ImageView dx, Address weight, Address bias,
                                   Address dweight, Address dbias, int64_t batch, int64_t channels, int64_t height,
-                                  int64_t width, bool gelu, int dtype, int threads) {
-  CPL_CALL_ISA(gated_dwconv_backward(
-      gated_dwconv_backward_args(dy, x, dx, weight, bias, dweight, dbias, batch, channels, height, width, gelu, dtype),
-      threads));
+                                  int64_t width, bool gelu, int dtype, ImageView y, int threads) {
+  CPL_CALL_ISA(gated_dwconv_backward(gated_dwconv_backward_args(dy, x, dx, weight, bias, dweight, dbias, batch,
+                                                                channels, height, width, gelu, dtype, y),
+                                     threads));
 }
 
 #if defined(CPL_WITH_CUDA)

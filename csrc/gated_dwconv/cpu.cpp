@@ -2,7 +2,7 @@
 //
 // A work item is one channel of one image: its two planes are streamed row by row through a ring of three
 // zero-padded rows, so that the convolution of 2 C channels never exists. The backward convolves again from
-// x, keeps a ring of the gradient's rows behind it, and sums the weight gradient on the way: x and dy are
+// x (and so has y at hand, for who wants it), keeps a ring of the gradient's rows behind it, and sums the weight gradient on the way: x and dy are
 // read once. Each item leaves its own sums, which are added over the batch in order.
 #include <type_traits>
 
@@ -64,7 +64,7 @@ void forward_plane(const GatedDwconvForward& args, int64_t batch, int64_t channe
   }
 }
 
-template <bool kGelu, typename T, typename A>
+template <bool kGelu, bool kGive, typename T, typename A>
 void backward_plane(const GatedDwconvBackward& args, int64_t batch, int64_t channel, A* memory, double* sums) {
   const int64_t width = args.size.width, height = args.size.height, ring = Ring<A>::size(width);
   const Ring<A> xa(memory, width), xg(memory + ring, width);
@@ -89,6 +89,7 @@ void backward_plane(const GatedDwconvBackward& args, int64_t batch, int64_t chan
     convolve_row<false>(xa, i, taps.a, taps.bias_a, a, width);
     convolve_row<false>(xg, i, taps.g, taps.bias_g, g, width);
     const T* __restrict dy = args.dy.at<const T>(batch, channel, i * width);
+    T* __restrict y = kGive ? args.y.at<T>(batch, channel, i * width) : nullptr;
     A* __restrict row_a = da.row(i);
     A* __restrict row_g = dg.row(i);
 #pragma omp simd
@@ -96,6 +97,7 @@ void backward_plane(const GatedDwconvBackward& args, int64_t batch, int64_t chan
       const GatedGradient<A> d = gated_gradient<kGelu>(static_cast<A>(load(dy + j)), a[j], g[j]);
       row_a[j] = d.da;
       row_g[j] = d.dg;
+      if constexpr (kGive) store(y + j, d.y);
     }
     sums_a.add(xa, i, row_a, width, sums);
     sums_g.add(xg, i, row_g, width, sums + kTaps + 1);
@@ -145,8 +147,9 @@ void gated_dwconv_backward(const GatedDwconvBackward& args, int threads) {
     using A = typename Arithmetic<T>::type;
     const int64_t elements = 4 * Ring<A>::size(args.size.width) + 2 * args.size.width;
     parallel_for(items, threads, sizeof(A) * static_cast<size_t>(elements), [&](int64_t i, char* scratch) {
-      backward_plane<decltype(gelu)::value, T>(args, i / channels, i % channels, reinterpret_cast<A*>(scratch),
-                                               sums + i * kSums);
+      const auto plane = args.y.data != nullptr ? backward_plane<decltype(gelu)::value, true, T, A>
+                                                : backward_plane<decltype(gelu)::value, false, T, A>;
+      plane(args, i / channels, i % channels, reinterpret_cast<A*>(scratch), sums + i * kSums);
     });
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t k = 0; k < kSums; ++k) {

@@ -20,15 +20,16 @@ template <typename A>
 struct GatedGradient {
   A da;
   A dg;
+  A y;  // the value once more, to the bit
 };
 
 template <bool kGelu, typename A>
 CPL_HD GatedGradient<A> gated_gradient(A dy, A a, A g) {
   if constexpr (kGelu) {
     const Normal<A> n = normal(a);
-    return {dy * g * (n.below + a * n.density), dy * a * n.below};
+    return {dy * g * (n.below + a * n.density), dy * a * n.below, a * n.below * g};
   }
-  return {dy * g, dy * a};
+  return {dy * g, dy * a, a * g};
 }
 
 }  // namespace CPL_ISA

@@ -36,6 +36,7 @@ struct GatedDwconvBackward {
   GatedDwconvSize size;
   bool gelu;
   DType dtype;
+  ImageView y;  // [B, C, H, W]: the forward's result once more, on a CPU; no data: not asked for
 };
 
 CPL_DECLARE_PER_ISA(void gated_dwconv_forward(const GatedDwconvForward& args, int threads))

@@ -16,7 +16,7 @@ inline LayerNorm2dForward layer_norm2d_forward_args(ImageView x, ImageView y, Ad
 inline LayerNorm2dBackward layer_norm2d_backward_args(ImageView dy, ImageView x, ImageView dx, Address weight,
                                                       Address mean, Address rstd, Address dweight, Address dbias,
                                                       int64_t batch, int64_t channels, int64_t pixels, bool center,
-                                                      int dtype) {
+                                                      int dtype, Address bias = 0, ImageView y = {}) {
   return {dy,
           x,
           dx,
@@ -27,7 +27,9 @@ inline LayerNorm2dBackward layer_norm2d_backward_args(ImageView dy, ImageView x,
           pointer(dbias),
           {batch, channels, pixels},
           center,
-          static_cast<DType>(dtype)};
+          static_cast<DType>(dtype),
+          pointer(bias),
+          y};
 }
 
 inline void layer_norm2d_forward(ImageView x, ImageView y, Address weight, Address bias, Address mean, Address rstd,
@@ -39,10 +41,10 @@ inline void layer_norm2d_forward(ImageView x, ImageView y, Address weight, Addre
 
 inline void layer_norm2d_backward(ImageView dy, ImageView x, ImageView dx, Address weight, Address mean, Address rstd,
                                   Address dweight, Address dbias, int64_t batch, int64_t channels, int64_t pixels,
-                                  bool center, int dtype, int threads) {
-  CPL_CALL_ISA(layer_norm2d_backward(
-      layer_norm2d_backward_args(dy, x, dx, weight, mean, rstd, dweight, dbias, batch, channels, pixels, center, dtype),
-      threads));
+                                  bool center, int dtype, Address bias, ImageView y, int threads) {
+  CPL_CALL_ISA(layer_norm2d_backward(layer_norm2d_backward_args(dy, x, dx, weight, mean, rstd, dweight, dbias, batch,
+                                                                channels, pixels, center, dtype, bias, y),
+                                     threads));
 }
 
 #if defined(CPL_WITH_CUDA)

@@ -10,24 +10,10 @@ namespace {
 
 constexpr int64_t kTile = 64;  // pixels
 
+// y of a pixel whose mean and deviation are known.
 template <typename T, typename A>
-void forward_last_pixel(const LayerNorm2dForward& args, int64_t batch, int64_t pixel) {
-  const int64_t channels = args.size.channels;
-  const T* __restrict x = args.x.at<const T>(batch, 0, pixel);
-  T* __restrict y = args.y.at<T>(batch, 0, pixel);
-  A sum = 0, square = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t c = 0; c < channels; ++c) sum += load(x + c);
-  const A mean = sum / static_cast<A>(channels);
-#pragma omp simd reduction(+ : square)
-  for (int64_t c = 0; c < channels; ++c) {
-    const A centred = load(x + c) - mean;
-    square += centred * centred;
-  }
-  const A rstd = layer_norm_rstd(square / static_cast<A>(channels), static_cast<A>(args.eps));
-  const A* __restrict weight = static_cast<const A*>(args.weight);
-  const A* __restrict bias = static_cast<const A*>(args.bias);
-  const bool center = args.center;
+void output_last_pixel(const T* __restrict x, T* __restrict y, A mean, A rstd, const A* __restrict weight,
+                       const A* __restrict bias, int64_t channels, bool center) {
   if (bias != nullptr) {
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) {
@@ -39,6 +25,24 @@ void forward_last_pixel(const LayerNorm2dForward& args, int64_t batch, int64_t p
       store(y + c, layer_norm_scaled(static_cast<A>(load(x + c)), mean, rstd, center) * weight[c]);
     }
   }
+}
+
+template <typename T, typename A>
+void forward_last_pixel(const LayerNorm2dForward& args, int64_t batch, int64_t pixel) {
+  const int64_t channels = args.size.channels;
+  const T* __restrict x = args.x.at<const T>(batch, 0, pixel);
+  A sum = 0, square = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t c = 0; c < channels; ++c) sum += load(x + c);
+  const A mean = sum / static_cast<A>(channels);
+#pragma omp simd reduction(+ : square)
+  for (int64_t c = 0; c < channels; ++c) {
+    const A centred = load(x + c) - mean;
+    square += centred * centred;
+  }
+  const A rstd = layer_norm_rstd(square / static_cast<A>(channels), static_cast<A>(args.eps));
+  output_last_pixel<T, A>(x, args.y.at<T>(batch, 0, pixel), mean, rstd, static_cast<const A*>(args.weight),
+                          static_cast<const A*>(args.bias), channels, args.center);
   static_cast<A*>(args.mean)[batch * args.size.pixels + pixel] = mean;
   static_cast<A*>(args.rstd)[batch * args.size.pixels + pixel] = rstd;
 }
@@ -71,6 +75,10 @@ void backward_last_pixel(const LayerNorm2dBackward& args, int64_t batch, int64_t
   for (int64_t c = 0; c < channels; ++c) {
     const A h = layer_norm_scaled(static_cast<A>(load(x + c)), mean, rstd, true);
     store(dx + c, layer_norm_dx(static_cast<A>(load(dy + c) * weight[c]), h, rstd, mean_g, mean_gn));
+  }
+  if (args.y.data != nullptr) {
+    output_last_pixel<T, A>(x, args.y.at<T>(batch, 0, pixel), mean, rstd, weight, static_cast<const A*>(args.bias),
+                            channels, args.center);
   }
 }
 

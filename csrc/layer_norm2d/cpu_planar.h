@@ -74,6 +74,28 @@ struct Block {
   }
 };
 
+// y of a block whose x is in the scratch buffer; `args`: of the forward, or of a backward that is to give y along.
+template <typename T, typename A, int kVectors, typename Args>
+__attribute__((always_inline)) inline void output_planar_block(const Args& args, const Tile& t, bool stream,
+                                                               const A* __restrict buffer,
+                                                               const typename Lanes<A>::Vector* mean, const A* rstd) {
+  using B = Block<T, A, kVectors>;
+  using L = Lanes<A>;
+  using Vector = typename L::Vector;
+  const A* weight = static_cast<const A*>(args.weight);
+  const A* bias = static_cast<const A*>(args.bias);
+  for (int64_t c = 0; c < args.size.channels; ++c) {
+    T* y = args.y.template at<T>(t.batch, c, t.pixel);
+    const A b = bias != nullptr ? bias[c] : A(0);
+    for (int i = 0; i < kVectors; ++i) {
+      const Vector x = L::load(buffer + c * B::kPixels + i * L::kCount);
+      const Vector scaled = layer_norm_scaled(x, mean[i], L::load(rstd + i * L::kCount), args.center);
+      scatter(y + i * L::kCount, scaled * weight[c] + b, t.count - i * L::kCount, stream);
+    }
+  }
+  if (stream) stream_fence();
+}
+
 template <typename T, typename A, int kVectors>
 void forward_planar_block(const LayerNorm2dForward& args, const Tile& t, bool stream, A* __restrict buffer) {
   using B = Block<T, A, kVectors>;
@@ -101,18 +123,7 @@ void forward_planar_block(const LayerNorm2dForward& args, const Tile& t, bool st
   for (int64_t p = 0; p < B::kPixels; ++p) rstd[p] = layer_norm_rstd(rstd[p] * inverse, eps);
   memcpy(offset<A>(args.mean, args.size, t), mean, sizeof(A) * static_cast<size_t>(t.count));
   memcpy(offset<A>(args.rstd, args.size, t), rstd, sizeof(A) * static_cast<size_t>(t.count));
-  const A* weight = static_cast<const A*>(args.weight);
-  const A* bias = static_cast<const A*>(args.bias);
-  for (int64_t c = 0; c < channels; ++c) {
-    T* y = args.y.at<T>(t.batch, c, t.pixel);
-    const A b = bias != nullptr ? bias[c] : A(0);
-    for (int i = 0; i < kVectors; ++i) {
-      const Vector x = L::load(buffer + c * B::kPixels + i * L::kCount);
-      const Vector scaled = layer_norm_scaled(x, mean[i], L::load(rstd + i * L::kCount), args.center);
-      scatter(y + i * L::kCount, scaled * weight[c] + b, t.count - i * L::kCount, stream);
-    }
-  }
-  if (stream) stream_fence();
+  output_planar_block<T, A, kVectors>(args, t, stream, buffer, mean, rstd);
 }
 
 // dweight and dbias of the blocks of a chunk, each channel's in lanes.
@@ -208,6 +219,12 @@ void backward_planar_block(const LayerNorm2dBackward& args, const Tile& t, bool 
     backward_group<T, A, kGroup, B::kPixels>(args, t, stream, first, x_all, dy_all, sums);
   }
   if (stream) stream_fence();
+  if (args.y.data == nullptr) return;
+  typename Lanes<A>::Vector mean[kVectors] = {};
+  A rstd[B::kPixels] = {};
+  memcpy(mean, offset<A>(args.mean, args.size, t), sizeof(A) * static_cast<size_t>(t.count));
+  memcpy(rstd, offset<A>(args.rstd, args.size, t), sizeof(A) * static_cast<size_t>(t.count));
+  output_planar_block<T, A, kVectors>(args, t, false, x_all, mean, rstd);  // read again at once: not past the caches
 }
 
 template <typename T, typename A, int kVectors>

@@ -40,6 +40,8 @@ struct LayerNorm2dBackward {
   LayerNorm2dSize size;
   bool center;
   DType dtype;
+  const void* bias;  // [C] or null; for y alone
+  ImageView y;       // the forward's result once more, on a CPU; no data: not asked for
 };
 
 CPL_DECLARE_PER_ISA(void layer_norm2d_forward(const LayerNorm2dForward& args, int threads))

@@ -101,6 +101,32 @@ def test_keeps_x_and_weights_only() -> None:
 
 
 @targets.on("gated_dwconv")
+@pytest.mark.parametrize("gelu", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_backward_gives_the_output_along(dtype: torch.dtype, gelu: bool, target: Target) -> None:
+    """To the bit, and the gradients are those of the backward alone."""
+    ops = torch.ops.cpl_kernels
+    for small in SPEC.small:
+        x, weight, *rest = small.inputs(dtype).values()
+        args = (x, weight, rest[0] if rest else None, gelu, target.backend or "")
+        with target.serving("gated_dwconv"):
+            y = ops.gated_dwconv(*args)
+            dy = torch.randn_like(y)
+            gradients = ops.gated_dwconv_backward(dy, *args)
+            found = ops.gated_dwconv_backward_and_output(dy, *args)
+        for got, gold in zip(found, (*gradients, y), strict=True):
+            torch.testing.assert_close(got, gold, rtol=0, atol=0, equal_nan=True)
+            assert got.stride() == gold.stride()
+
+
+def test_the_backward_with_output_is_an_op() -> None:
+    x, weight, bias = SMALL.inputs(torch.float32).values()
+    dy = torch.randn(2, 2, 3, 5)
+    op = torch.ops.cpl_kernels.gated_dwconv_backward_and_output.default
+    torch.library.opcheck(op, (dy, x, weight, bias, True, ""))
+
+
+@targets.on("gated_dwconv")
 def test_tails_of_gelu(target: Target) -> None:
     """The lower tail keeps its digits to a few parts in a million, and NaN stays NaN."""
     a = torch.linspace(-9, 9, 4001)

@@ -11,7 +11,7 @@ from cpl_kernels import core
 from cpl_kernels.layer_norm2d import reference
 from tests.conftest import INTERPRETED
 from tests.kernels import targets
-from tests.kernels.layer_norm2d.spec import SPEC
+from tests.kernels.layer_norm2d.spec import EPS, SPEC
 from tests.kernels.targets import Target
 
 SMALL = SPEC.small[0]
@@ -50,6 +50,33 @@ def test_nan_and_infinity_stay_in_their_pixel(target: Target) -> None:
         y = cpl_kernels.layer_norm2d(x, torch.ones(8), torch.zeros(8), backend=target.backend)
     bad = y.isnan().any(1)[0]
     assert bad.tolist() == [[False, True, False, False], [False, False, True, False]]
+
+
+@targets.on("layer_norm2d")
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_backward_gives_the_output_along(layout: str, dtype: torch.dtype, target: Target) -> None:
+    """To the bit, and the gradients are those of the backward alone."""
+    ops = torch.ops.cpl_kernels
+    for case in SPEC.small:
+        x, weight, *rest = case.inputs(dtype, layout).values()
+        bias, center, last = rest[0] if rest else None, case.call.keywords["center"], target.backend or ""
+        with target.serving("layer_norm2d"):
+            y, mean, rstd = ops.layer_norm2d(x, weight, bias, EPS, center, last)
+            dy = torch.randn_like(y)
+            gradients = ops.layer_norm2d_backward(dy, x, weight, mean, rstd, center, last)
+            found = ops.layer_norm2d_backward_and_output(dy, x, weight, bias, mean, rstd, EPS, center, last)
+        for got, gold in zip(found, (*gradients, y), strict=True):
+            torch.testing.assert_close(got, gold, rtol=0, atol=0, equal_nan=True)
+            assert got.stride() == gold.stride()
+
+
+def test_the_backward_with_output_is_an_op() -> None:
+    x, weight, bias = SMALL.inputs(torch.float32).values()
+    y, mean, rstd = torch.ops.cpl_kernels.layer_norm2d(x, weight, bias, EPS, True, "")
+    for center in (True, False):
+        args = (y, x, weight, bias, mean, rstd, EPS, center, "")
+        torch.library.opcheck(torch.ops.cpl_kernels.layer_norm2d_backward_and_output.default, args)
 
 
 def test_definition_has_second_derivatives() -> None:
