@@ -68,9 +68,12 @@ def test_same_results_and_gradients(keep: str, norm_bias: bool) -> None:
         torch.testing.assert_close(made(x), right[0], rtol=1e-10, atol=1e-10)
 
 
-# As cpl.nn.TransformerBlock has them, but of what kernels give along the gate's output alone is not kept; and two blocks
+# As cpl.nn.TransformerBlock has them, but of what kernels give along only the gate's output is not kept; and two blocks
 # of which the second's input is the first's output.
-@pytest.mark.parametrize(("keep", "maps"), [("all", 17.0 if core.available() else 19.5), ("products", 10.5), ("input", 1.0)])
+@pytest.mark.parametrize(
+    ("keep", "maps"),
+    [("all", 17.0 if core.available() else 19.5), ("products", 10.5), ("input", 1.0)],
+)
 def test_how_much_is_kept(keep: str, maps: float) -> None:
     made = blocks()
     plain = kept(made)
