@@ -44,7 +44,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("gated_dwconv_forward", &cpl::bind::gated_dwconv_forward, NoGil());
   m.def("gated_dwconv_backward", &cpl::bind::gated_dwconv_backward, NoGil());
   m.def("info_nce_rows", &cpl::bind::info_nce_rows, NoGil());
-  m.def("info_nce_columns", &cpl::bind::info_nce_columns, NoGil());
+  m.def("info_nce_rows_and_columns", &cpl::bind::info_nce_rows_and_columns, NoGil());
   m.def("info_nce_mirror", &cpl::bind::info_nce_mirror, NoGil());
   m.def("info_nce_whole_rows", &cpl::bind::info_nce_whole_rows, NoGil());
   m.def("info_nce_finish", &cpl::bind::info_nce_finish, NoGil());

@@ -117,9 +117,12 @@ class NativeTiles:
         positives: Positives | None,
     ) -> None:
         tile, pairs = self._args(self._multiply(query, key, place), place), compiled.positives(positives)
-        core().info_nce_rows(tile, compiled.sums(rows), pairs, self._threads)
-        if columns is not None:
-            core().info_nce_columns(tile, compiled.sums(columns), pairs, self._threads)
+        if columns is None or place.without_diagonal:
+            core().info_nce_rows(tile, compiled.sums(rows), pairs, self._threads)
+        else:
+            core().info_nce_rows_and_columns(
+                tile, compiled.sums(rows), compiled.sums(columns), pairs, self._threads
+            )
 
     def whole_rows(
         self, query: Tensor, key: Tensor, place: Place, sums: Sums, positives: Positives, side: Side

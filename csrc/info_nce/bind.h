@@ -49,8 +49,10 @@ inline void info_nce_rows(ProductTileArgs tile, SumsArgs sums, PositivesArgs pos
   CPL_CALL_ISA(info_nce_rows(product_tile(tile), sums_of(sums), positives_of(positives), threads));
 }
 
-inline void info_nce_columns(ProductTileArgs tile, SumsArgs sums, PositivesArgs positives, int threads) {
-  CPL_CALL_ISA(info_nce_columns(product_tile(tile), sums_of(sums), positives_of(positives), threads));
+inline void info_nce_rows_and_columns(ProductTileArgs tile, SumsArgs rows, SumsArgs columns, PositivesArgs positives,
+                                      int threads) {
+  CPL_CALL_ISA(
+      info_nce_rows_and_columns(product_tile(tile), sums_of(rows), sums_of(columns), positives_of(positives), threads));
 }
 
 inline void info_nce_whole_rows(ProductTileArgs tile, SumsArgs sums, PositivesArgs positives, SideArgs rows,

@@ -7,6 +7,7 @@
 #include <limits>
 #include <stdexcept>
 #include <type_traits>
+#include <vector>
 
 #include "common/parallel.h"
 #include "info_nce/math.h"
@@ -18,7 +19,10 @@ namespace {
 
 constexpr int64_t kFlush = 1024;
 constexpr int64_t kStrip = 128;  // columns that a work item takes: their sums stay in the L1 cache
-constexpr int64_t kSquare = 32;  // rows and columns that are transposed at a time
+constexpr int64_t kChunk =
+    1 << 16;  // products of a chunk of rows, which is looked at twice: in fp32 256 KiB of the L2 cache
+constexpr int64_t kMostRows = 256;  // of a chunk: its columns are summed in fp32
+constexpr int64_t kSquare = 32;     // rows and columns that are transposed at a time
 
 // A row of a tile, without the element that is left out.
 template <typename A>
@@ -108,10 +112,15 @@ void mirror(A* x, int64_t rows, int64_t stride, int threads) {
   });
 }
 
-// max and sum, after terms that add up to `sum` at the maximum `max`.
+// Terms that add up to `sum` beside the maximum `max`, to those seen before.
 inline void merge(const Sums& sums, int64_t place, double max, double sum, double scale) {
-  sums.sum[place] = sums.sum[place] * std::exp((sums.max[place] - max) * scale) + sum;
-  sums.max[place] = max;
+  const double before = sums.max[place];
+  if (max > before) {
+    sums.sum[place] = sums.sum[place] * std::exp((before - max) * scale) + sum;
+    sums.max[place] = max;
+  } else {
+    sums.sum[place] += sum * std::exp((max - before) * scale);
+  }
 }
 
 template <typename A>
@@ -121,7 +130,7 @@ void rows(const ProductTile& tile, const Sums& sums, const Positives& positives,
     const Row<A> row(tile, i);
     if (row.columns == (row.skipped >= 0)) return;  // nothing to compare with
     sums.positive[row.place] += positive_products(row, tile, positives);
-    const A max = std::max(largest(row), static_cast<A>(sums.max[row.place]));
+    const A max = largest(row);
     double sum = 0;
     row.pieces([&](int64_t first, int64_t end) {
       const A* __restrict x = row.x;
@@ -134,53 +143,154 @@ void rows(const ProductTile& tile, const Sums& sums, const Positives& positives,
   });
 }
 
+enum class Tags { kNone, kLabels, kColumnTargets };
+
+// The tags of a tile's columns, and what row i has in common with those that are positive with it.
+template <Tags kTags>
+const int32_t* column_tags(const ProductTile& tile, const Positives& positives) {
+  if constexpr (kTags == Tags::kLabels) return positives.column_labels + tile.first_column;
+  if constexpr (kTags == Tags::kColumnTargets) return positives.column_targets + tile.first_column;
+  return nullptr;
+}
+
+template <Tags kTags>
+int32_t row_tag(const ProductTile& tile, const Positives& positives, int64_t i) {
+  const int64_t place = tile.first_row + i;
+  return kTags == Tags::kLabels ? positives.row_labels[place] : static_cast<int32_t>(place);
+}
+
+// Of a chunk of a tile's rows, what Sums are of the tile: of each column.
 template <typename A>
-void columns(const ProductTile& tile, const Sums& sums, const Positives& positives, int threads) {
-  const A scale = static_cast<A>(tile.scale);
-  const int64_t strips = (tile.columns + kStrip - 1) / kStrip;
-  parallel_for(strips, threads, 0, [&](int64_t strip, char*) {
+struct ColumnParts {
+  A* max;
+  A* sum;
+  A* positive;
+};
+
+// The first look at a row: its largest product, those of the columns, and the positives of both.
+template <Tags kTags, typename A>
+A look(const Row<A>& row, const ProductTile& tile, const Positives& positives, int64_t i, const ColumnParts<A>& parts,
+       double* positive) {
+  const int32_t own = row_tag<kTags>(tile, positives, i);
+  const int32_t* __restrict tags = column_tags<kTags>(tile, positives);
+  A best = -std::numeric_limits<A>::infinity();
+  row.pieces([&](int64_t first, int64_t end) {
+    const A* __restrict x = row.x;
+    A* __restrict maxima = parts.max;
+    A* __restrict wanted = parts.positive;
+    A m = best, s = 0;
+#pragma omp simd reduction(max : m) reduction(+ : s)
+    for (int64_t j = first; j < end; ++j) {
+      m = x[j] > m ? x[j] : m;
+      maxima[j] = x[j] > maxima[j] ? x[j] : maxima[j];
+      if constexpr (kTags != Tags::kNone) {
+        const A common = tags[j] == own ? x[j] : A(0);
+        wanted[j] += common;
+        if constexpr (kTags == Tags::kLabels) s += common;
+      }
+    }
+    best = m;
+    *positive += static_cast<double>(s);
+  });
+  return best;
+}
+
+// The second: the row's sum, and what the row adds to those of the columns.
+template <typename A>
+double add_exps(const Row<A>& row, A max, A scale, const ColumnParts<A>& parts) {
+  double sum = 0;
+  row.pieces([&](int64_t first, int64_t end) {
+    const A* __restrict x = row.x;
+    const A* __restrict maxima = parts.max;
+    A* __restrict sums = parts.sum;
+    A s = 0;
+#pragma omp simd reduction(+ : s)
+    for (int64_t j = first; j < end; ++j) {
+      s += exp_below_one((x[j] - max) * scale);
+      sums[j] += exp_below_one((x[j] - maxima[j]) * scale);
+    }
+    sum += static_cast<double>(s);
+  });
+  return sum;
+}
+
+template <Tags kTags, typename A>
+void add_chunk(const ProductTile& tile, const Sums& row_sums, const Positives& positives, int64_t first, int64_t end,
+               A* row_max, const ColumnParts<A>& parts) {
+  std::fill_n(parts.max, tile.columns, -std::numeric_limits<A>::infinity());
+  std::fill_n(parts.sum, tile.columns, A(0));
+  std::fill_n(parts.positive, tile.columns, A(0));
+  for (int64_t i = first; i < end; ++i) {
+    const Row<A> row(tile, i);
+    double positive = 0;
+    row_max[i - first] = look<kTags>(row, tile, positives, i, parts, &positive);
+    const A* const target = positives.row_targets == nullptr ? nullptr : row.at(positives.row_targets[row.place], tile);
+    row_sums.positive[row.place] += target == nullptr ? positive : static_cast<double>(*target);
+  }
+  for (int64_t i = first; i < end; ++i) {
+    const Row<A> row(tile, i);
+    const double sum = add_exps(row, row_max[i - first], static_cast<A>(tile.scale), parts);
+    merge(row_sums, row.place, static_cast<double>(row_max[i - first]), sum, tile.scale);
+  }
+}
+
+// All chunks' parts, in their order.
+template <typename A>
+void merge_columns(const ProductTile& tile, const Sums& sums, const ColumnParts<A>* parts, int64_t chunks,
+                   int threads) {
+  parallel_for((tile.columns + kStrip - 1) / kStrip, threads, 0, [&](int64_t strip, char*) {
     const int64_t first = strip * kStrip, count = std::min(kStrip, tile.columns - first);
-    const A* const data = static_cast<const A*>(tile.data) + first;
-    const int64_t place = tile.first_column + first;
-    A max[kStrip], sum[kStrip], positive[kStrip];
-    std::fill_n(max, kStrip, -std::numeric_limits<A>::infinity());
-    for (int64_t i = 0; i < tile.rows; ++i) {
-      const A* __restrict x = data + i * tile.stride;
+    double max[kStrip], sum[kStrip] = {}, positive[kStrip] = {};
+    std::fill_n(max, kStrip, -std::numeric_limits<double>::infinity());
+    for (int64_t c = 0; c < chunks; ++c) {
+      const A* __restrict largest = parts[c].max + first;
+      for (int64_t j = 0; j < count; ++j) max[j] = std::max(max[j], static_cast<double>(largest[j]));
+    }
+    for (int64_t c = 0; c < chunks; ++c) {
+      const A* __restrict largest = parts[c].max + first;
+      const A* __restrict part = parts[c].sum + first;
+      const A* __restrict wanted = parts[c].positive + first;
 #pragma omp simd
-      for (int64_t j = 0; j < count; ++j) max[j] = x[j] > max[j] ? x[j] : max[j];
+      for (int64_t j = 0; j < count; ++j) {
+        sum[j] += static_cast<double>(part[j]) * exp_below_one((static_cast<double>(largest[j]) - max[j]) * tile.scale);
+        positive[j] += static_cast<double>(wanted[j]);
+      }
     }
     for (int64_t j = 0; j < count; ++j) {
-      max[j] = std::max(max[j], static_cast<A>(sums.max[place + j]));
-      sums.sum[place + j] *= std::exp((sums.max[place + j] - static_cast<double>(max[j])) * tile.scale);
-      sums.max[place + j] = static_cast<double>(max[j]);
-    }
-    for (int64_t begin = 0; begin < tile.rows; begin += kFlush) {
-      std::fill_n(sum, kStrip, A(0));
-      std::fill_n(positive, kStrip, A(0));
-      for (int64_t i = begin; i < std::min(tile.rows, begin + kFlush); ++i) {
-        const A* __restrict x = data + i * tile.stride;
-#pragma omp simd
-        for (int64_t j = 0; j < count; ++j) sum[j] += exp_below_one((x[j] - max[j]) * scale);
-        // The tag of a column that is positive with this row.
-        const int32_t* tags = nullptr;
-        int32_t own = 0;
-        if (positives.column_targets != nullptr) {
-          tags = positives.column_targets + place;
-          own = static_cast<int32_t>(tile.first_row + i);
-        } else if (positives.column_labels != nullptr) {
-          tags = positives.column_labels + place;
-          own = positives.row_labels[tile.first_row + i];
-        }
-        if (tags == nullptr) continue;
-#pragma omp simd
-        for (int64_t j = 0; j < count; ++j) positive[j] += tags[j] == own ? x[j] : A(0);
-      }
-      for (int64_t j = 0; j < count; ++j) {
-        sums.sum[place + j] += static_cast<double>(sum[j]);
-        sums.positive[place + j] += static_cast<double>(positive[j]);
-      }
+      const int64_t place = tile.first_column + first + j;
+      sums.positive[place] += positive[j];
+      merge(sums, place, max[j], sum[j], tile.scale);
     }
   });
+}
+
+template <typename A>
+void rows_and_columns(const ProductTile& tile, const Sums& row_sums, const Sums& column_sums,
+                      const Positives& positives, int threads) {
+  const int64_t step = std::clamp<int64_t>(kChunk / tile.columns, 1, kMostRows);
+  const int64_t chunks = (tile.rows + step - 1) / step;
+  const size_t each = Scratch::round_up(sizeof(A) * static_cast<size_t>(tile.columns));
+  const Scratch memory(3 * each * static_cast<size_t>(chunks));
+  std::vector<ColumnParts<A>> parts;
+  for (int64_t c = 0; c < chunks; ++c) {
+    const auto at = [&](size_t k) {
+      return reinterpret_cast<A*>(memory.data() + (3 * static_cast<size_t>(c) + k) * each);
+    };
+    parts.push_back({at(0), at(1), at(2)});
+  }
+  parallel_for(chunks, threads, sizeof(A) * static_cast<size_t>(step), [&](int64_t c, char* scratch) {
+    const int64_t first = c * step, end = std::min(tile.rows, first + step);
+    A* const row_max = reinterpret_cast<A*>(scratch);
+    const ColumnParts<A>& own = parts[static_cast<size_t>(c)];
+    if (positives.row_labels != nullptr) {
+      add_chunk<Tags::kLabels>(tile, row_sums, positives, first, end, row_max, own);
+    } else if (positives.column_targets != nullptr) {
+      add_chunk<Tags::kColumnTargets>(tile, row_sums, positives, first, end, row_max, own);
+    } else {
+      add_chunk<Tags::kNone>(tile, row_sums, positives, first, end, row_max, own);
+    }
+  });
+  merge_columns(tile, column_sums, parts.data(), chunks, threads);
 }
 
 template <typename A>
@@ -234,8 +344,6 @@ void whole_rows(const ProductTile& tile, const Sums& sums, const Positives& posi
   });
 }
 
-enum class Tags { kNone, kLabels, kColumnTargets };
-
 template <Tags kTags, bool kColumns, typename A>
 void gradient(const ProductTile& tile, const Positives& positives, const Side& row_side, const Side& column_side,
               double* dscale, int threads) {
@@ -248,10 +356,8 @@ void gradient(const ProductTile& tile, const Positives& positives, const Side& r
     const A wanted = static_cast<const A*>(row_side.wanted)[row.place] * scale;
     const A* const target = positives.row_targets == nullptr ? nullptr : row.at(positives.row_targets[row.place], tile);
     const A target_product = target == nullptr ? A(0) : *target;
-    const int32_t own = kTags == Tags::kLabels ? positives.row_labels[row.place] : static_cast<int32_t>(row.place);
-    const int32_t* __restrict tags = kTags == Tags::kLabels          ? positives.column_labels + tile.first_column
-                                     : kTags == Tags::kColumnTargets ? positives.column_targets + tile.first_column
-                                                                     : nullptr;
+    const int32_t own = row_tag<kTags>(tile, positives, i);
+    const int32_t* __restrict tags = column_tags<kTags>(tile, positives);
     double sum = 0;
     row.pieces([&](int64_t first, int64_t end) {
       A* __restrict x = row.x;
@@ -325,9 +431,11 @@ void info_nce_rows(const ProductTile& tile, const Sums& sums, const Positives& p
   choose(tile.dtype, [&](auto* type) { rows<std::remove_pointer_t<decltype(type)>>(tile, sums, positives, threads); });
 }
 
-void info_nce_columns(const ProductTile& tile, const Sums& sums, const Positives& positives, int threads) {
-  choose(tile.dtype,
-         [&](auto* type) { columns<std::remove_pointer_t<decltype(type)>>(tile, sums, positives, threads); });
+void info_nce_rows_and_columns(const ProductTile& tile, const Sums& rows, const Sums& columns,
+                               const Positives& positives, int threads) {
+  choose(tile.dtype, [&](auto* type) {
+    rows_and_columns<std::remove_pointer_t<decltype(type)>>(tile, rows, columns, positives, threads);
+  });
 }
 
 void info_nce_whole_rows(const ProductTile& tile, const Sums& sums, const Positives& positives, const Side& rows,

@@ -13,7 +13,7 @@ namespace CPL_ISA {
 //
 // x = n ln 2 + r with |r| <= ln(2) / 2. n comes from adding 1.5 * 2^23, at which neighbouring numbers are 1 apart: no
 // conversion to an integer, which a NaN must not reach.
-CPL_HD float exp_below_one(float x) {
+CPL_HD_IN_LOOPS float exp_below_one(float x) {
   constexpr float kMagic = 12582912.0f;
   constexpr float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   const float clamped = x < -89.0f ? -89.0f : x;
@@ -37,7 +37,7 @@ CPL_HD float exp_below_one(float x) {
   return poly * power;
 }
 
-CPL_HD double exp_below_one(double x) {
+CPL_HD_IN_LOOPS double exp_below_one(double x) {
   constexpr double kMagic = 6755399441055744.0;
   constexpr double kLog2E = 1.4426950408889634, kLn2High = 6.93147180369123816490e-01,
                    kLn2Low = 1.90821492927058770002e-10;

@@ -51,11 +51,11 @@ struct Side {
 // Of a square of products of vectors with themselves: what is below the diagonal from what is above it.
 CPL_DECLARE_PER_ISA(void info_nce_mirror(void* data, int64_t rows, int64_t stride, DType dtype, int threads))
 
-// Adds a tile to the sums of its rows, or of its columns.
+// Adds a tile to the sums of its rows, or of its rows and its columns.
 CPL_DECLARE_PER_ISA(void info_nce_rows(const ProductTile& tile, const Sums& sums, const Positives& positives,
                                        int threads))
-CPL_DECLARE_PER_ISA(void info_nce_columns(const ProductTile& tile, const Sums& sums, const Positives& positives,
-                                          int threads))
+CPL_DECLARE_PER_ISA(void info_nce_rows_and_columns(const ProductTile& tile, const Sums& rows, const Sums& columns,
+                                                   const Positives& positives, int threads))
 
 // For a tile that holds its rows whole: their sums, and the gradient of the loss by the products over the products.
 // dscale: to it is added, for each row, the sum of gradient * product * scale. The sides are those of the rows,

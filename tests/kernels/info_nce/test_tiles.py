@@ -135,6 +135,25 @@ def test_nan_is_not_lost(target: Target, place: str) -> None:
         assert grad[2].isnan().all()
 
 
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("name", ["symmetric", "labels", "SimCLR", "SupCon"])
+def test_rows_and_columns_of_very_different_size(name: str) -> None:
+    """Logits up to 450, and rows and columns beside them whose largest are near 0: what is summed beside one maximum
+    would be lost beside another's."""
+    size = torch.logspace(-2, 1.5, 520, dtype=torch.float64)[:, None]
+    mixed = size[torch.randperm(520, generator=torch.Generator().manual_seed(0))]
+    far, query = dict(MANY[name]), rows(520) * mixed
+    if name == "symmetric":
+        far["key"], query = far["key"] * mixed, rows(520)
+    gold = evaluate(far, torch.float64, "reference", "mean", query)
+    exact = evaluate(far, torch.float64, "native", "mean", query)
+    for wide, expected in zip(exact, gold, strict=True):
+        torch.testing.assert_close(wide, expected, rtol=1e-11, atol=1e-12)
+    # In fp32 a logit of 450 is off by 3e-5, and so is exp(logit - lse), relatively; two roundings.
+    for narrow, expected in zip(evaluate(far, torch.float32, "native", "mean", query), gold, strict=True):
+        torch.testing.assert_close(narrow.double(), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
 def test_gradients_at_once_are_those_of_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one direction", "targets and queue", "labels, one direction", "labels", "SimCLR"):
         at_once = evaluate(MANY[name], torch.float32, "native", "mean")
