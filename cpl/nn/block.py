@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -53,7 +55,9 @@ class TransformerBlock(nn.Module):
         compiling, learns = torch.compiler.is_compiling(), torch.is_grad_enabled()
         if not compiling and not learns:
             return self._infer(x)
-        if not learns or (self.keep == "all" and (compiling or not self._is_usual())):
+        if not learns or (
+            self.keep == "all" and (compiling or not isinstance(x, Tensor) or not self._is_usual())
+        ):
             return self._keep_all(x)
         if compiling:  # a compiler chooses itself what of its own code to compute again
             return (
@@ -66,8 +70,8 @@ class TransformerBlock(nn.Module):
     def _is_usual(self) -> bool:
         """Whether nobody has exchanged a part of it (by an adapter, say) or watches one: then none need be called."""
         return not _has_any_global_hook() and all(
-            type(part) in _USUAL and not _is_watched(part) and "forward" not in vars(part)
-            for part in self.modules()
+            type(part) is _USUAL.get(name) and not _is_watched(part) and "forward" not in vars(part)
+            for name, part in self.named_modules()
             if part is not self
         )
 
@@ -85,7 +89,20 @@ class TransformerBlock(nn.Module):
         return x + self.ffn(self.norm2(x))
 
 
-_USUAL = (LayerNorm2d, ScaleAndShift, MDTA, GDFN, PointwiseConv, nn.Conv2d)
+_USUAL: Mapping[str, type[nn.Module]] = {
+    "norm1": LayerNorm2d,
+    "norm1.body": ScaleAndShift,
+    "attn": MDTA,
+    "attn.qkv": PointwiseConv,
+    "attn.qkv_dwconv": nn.Conv2d,
+    "attn.project_out": PointwiseConv,
+    "norm2": LayerNorm2d,
+    "norm2.body": ScaleAndShift,
+    "ffn": GDFN,
+    "ffn.project_in": PointwiseConv,
+    "ffn.dwconv": nn.Conv2d,
+    "ffn.project_out": PointwiseConv,
+}
 
 
 def _is_watched(part: nn.Module) -> bool:

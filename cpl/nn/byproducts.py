@@ -21,8 +21,8 @@ from torch.autograd.function import once_differentiable
 from cpl.nn.norm import Norm
 from cpl.nn.pointwise import is_product, pointwise_conv, product_backward_of_weight, product_backward_of_x
 from cpl_kernels import autocast, backends
-from cpl_kernels.gated_dwconv.op import gated_dwconv, gated_dwconv_backward, gated_dwconv_backward_and_output
-from cpl_kernels.layer_norm2d.op import layer_norm2d, layer_norm2d_backward, layer_norm2d_backward_and_output
+from cpl_kernels.gated_dwconv.op import gated_dwconv, gated_dwconv_backward_and_output
+from cpl_kernels.layer_norm2d.op import layer_norm2d, layer_norm2d_backward_and_output
 from cpl_kernels.registration import transformed
 
 Tensors = Sequence[Tensor | None]
@@ -36,12 +36,15 @@ def norm_conv(x: Tensor, norm: Norm, weight: Tensor) -> Tensor | None:
         weight: [C', C, 1, 1].
 
     Returns:
-        [B, C', H, W], or None where the norm's kernel does not give its output along, or the call is not plain.
+        [B, C', H, W], or None where it would not pay or the call is not plain.
     """
-    if not _is_plain(x, *norm.tensors, weight) or norm.weight.shape != (x.shape[1],):
-        return None
     request = backends.requested("layer_norm2d", None)
-    if not is_product(x, weight) or not backends.gives_output("layer_norm2d", request, x):
+    if not (
+        _pays((x, *norm.tensors), weight)
+        and all(t is None or t.shape == (x.shape[1],) for t in norm.tensors)
+        and norm.eps >= 0
+        and backends.gives_output("layer_norm2d", request, x)
+    ):
         return None
     return _Conv.apply(_Norm(norm.eps, norm.center, request), weight, x, *norm.tensors)
 
@@ -55,26 +58,33 @@ def gate_conv(hidden: Tensor, depthwise: Tensor, weight: Tensor) -> Tensor | Non
         weight: [C', h, 1, 1].
 
     Returns:
-        [B, C', H, W], or None where the gate's kernel does not give its output along, or the call is not plain.
+        [B, C', H, W], or None where it would not pay or the call is not plain.
     """
-    if not _is_plain(hidden, depthwise, weight) or depthwise.shape != (2 * weight.shape[1], 1, 3, 3):
-        return None
     request = backends.requested("gated_dwconv", None)
-    if not is_product(hidden, weight) or not backends.gives_output(
-        "gated_dwconv", request, hidden, depthwise
+    if not (
+        _pays((hidden, depthwise), weight)
+        and hidden.shape[1] == 2 * weight.shape[1]
+        and depthwise.shape == (hidden.shape[1], 1, 3, 3)
+        and backends.gives_output("gated_dwconv", request, hidden, depthwise)
     ):
         return None
     return _Conv.apply(_Gate(request), weight, hidden, depthwise)
 
 
-def _is_plain(x: Tensor, *tensors: Tensor | None) -> bool:
-    """An image and tensors on one device, for a call that may have a backward and is nothing else."""
-    given = (x, *(t for t in tensors if t is not None))
+def _pays(inner: Tensors, weight: Tensor) -> bool:
+    """Whether the convolution's input would be kept for the gradient of its weight, beside what the backward of
+    ``inner`` (an image and its tensors) is computed from anyway, and the call is to be computed and nothing else."""
+    x, *_ = inner
+    given = (weight, *(t for t in inner if t is not None))
     return (
         torch.is_grad_enabled()
+        and weight.requires_grad
+        and any(t is not None and t.requires_grad for t in inner)
+        and x is not None
         and x.dim() == 4
         and all(t.device == x.device and t.is_floating_point() for t in given)
         and not transformed(given)
+        and is_product(x, weight)
     )
 
 
@@ -84,8 +94,8 @@ class _Inner(Protocol):
     def forward(self, *tensors: Tensor | None) -> tuple[Tensor, Tensors]:
         """Its output, and what its backward wants to be kept."""
 
-    def backward(self, dy: Tensor, kept: Tensors, give: bool) -> tuple[Tensor | None, Tensors]:
-        """Its output if it is to ``give`` it, and the gradients of its tensors."""
+    def backward(self, dy: Tensor, kept: Tensors) -> tuple[Tensor, Tensors]:
+        """Its output once more, and the gradients of its tensors."""
 
 
 class _Norm:
@@ -96,17 +106,9 @@ class _Norm:
         y, mean, rstd = layer_norm2d(*tensors, self.eps, self.center, self.request)
         return y, (*tensors, mean, rstd)
 
-    def backward(self, dy: Tensor, kept: Tensors, give: bool) -> tuple[Tensor | None, Tensors]:
-        x, weight, bias, mean, rstd = kept
-        last = (self.center, self.request)
-        y = None
-        if give:
-            dx, dweight, dbias, y = layer_norm2d_backward_and_output(
-                dy, x, weight, bias, mean, rstd, self.eps, *last
-            )
-        else:
-            dx, dweight, dbias = layer_norm2d_backward(dy, x, weight, mean, rstd, *last)
-        return y, (dx, dweight, dbias)
+    def backward(self, dy: Tensor, kept: Tensors) -> tuple[Tensor, Tensors]:
+        *gradients, y = layer_norm2d_backward_and_output(dy, *kept, self.eps, self.center, self.request)
+        return y, gradients
 
 
 class _Gate:
@@ -119,13 +121,9 @@ class _Gate:
         hidden = autocast.cast(hidden)
         return gated_dwconv(hidden, weight, None, True, self.request), (hidden, weight)
 
-    def backward(self, dy: Tensor, kept: Tensors, give: bool) -> tuple[Tensor | None, Tensors]:
-        hidden, weight = kept
-        if give:
-            dx, dweight, _, y = gated_dwconv_backward_and_output(dy, hidden, weight, None, True, self.request)
-            return y, (dx, dweight)
-        dx, dweight, _ = gated_dwconv_backward(dy, hidden, weight, None, True, self.request)
-        return None, (dx, dweight)
+    def backward(self, dy: Tensor, kept: Tensors) -> tuple[Tensor, Tensors]:
+        dx, dweight, _, y = gated_dwconv_backward_and_output(dy, *kept, None, True, self.request)
+        return y, (dx, dweight)
 
 
 class _Conv(torch.autograd.Function):
@@ -144,13 +142,9 @@ class _Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
         weight, *kept = ctx.saved_tensors
-        needs_weight, *needs = ctx.needs_input_grad[1:]
         dy = product_backward_of_x(dout, weight).to(ctx.dtype)
-        y, gradients = ctx.inner.backward(dy, kept, needs_weight)
+        y, gradients = ctx.inner.backward(dy, kept)
         del dy
-        dweight = None if y is None else product_backward_of_weight(dout, y, weight).to(ctx.weight_dtype)
-        return (
-            None,
-            dweight,
-            *(found if need else None for found, need in zip(gradients, needs, strict=True)),
-        )
+        dweight = product_backward_of_weight(dout, y, weight).to(ctx.weight_dtype)
+        needs = ctx.needs_input_grad[2:]
+        return None, dweight, *(g if need else None for g, need in zip(gradients, needs, strict=True))

@@ -2,8 +2,8 @@
 
 Of a transformer block's forward pass the matrix products (1x1 convolutions) take the time, and what lies between them
 takes the memory: normalised maps, gated maps, q, k and v after their convolution, what the attention gives. With
-``keep="products"`` a block keeps the products' outputs, about 10 maps of its input's size instead of 19, and with
-``keep="input"`` its input alone; see :class:`cpl.nn.TransformerBlock`.
+``keep="products"`` a block keeps the products' outputs, about 10 maps of its input's size instead of 19 (or 15, see
+byproducts.py), and with ``keep="input"`` its input alone; see :class:`cpl.nn.TransformerBlock`.
 
 Nothing here is approximate: the same functions run again on the same numbers.
 """

@@ -117,9 +117,10 @@ class NativeTiles:
         positives: Positives | None,
     ) -> None:
         tile, pairs = self._args(self._multiply(query, key, place), place), compiled.positives(positives)
-        if columns is None or place.without_diagonal:
+        if columns is None:
             core().info_nce_rows(tile, compiled.sums(rows), pairs, self._threads)
         else:
+            assert not place.without_diagonal, "on the diagonal a tile has each pair twice"
             core().info_nce_rows_and_columns(
                 tile, compiled.sums(rows), compiled.sums(columns), pairs, self._threads
             )

@@ -33,7 +33,9 @@ def backward_and_output(
     y = layout.empty_like(x)
     bias = None if bias is None else bias.to(mean.dtype).contiguous()
     where = 0 if bias is None else bias.data_ptr()
-    return *_backward(dy, x, weight, mean, rstd, center, where, layout.view(y)), y
+    return *_backward(
+        dy, x, weight, mean, rstd, center, where, layout.view(y) if y.numel() else layout.NOWHERE
+    ), y
 
 
 def _backward(

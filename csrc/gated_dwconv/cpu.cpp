@@ -2,8 +2,9 @@
 //
 // A work item is one channel of one image: its two planes are streamed row by row through a ring of three
 // zero-padded rows, so that the convolution of 2 C channels never exists. The backward convolves again from
-// x (and so has y at hand, for who wants it), keeps a ring of the gradient's rows behind it, and sums the weight gradient on the way: x and dy are
-// read once. Each item leaves its own sums, which are added over the batch in order.
+// x (and so has y at hand, for who wants it), keeps a ring of the gradient's rows behind it, and sums the
+// weight gradient on the way: x and dy are read once. Each item leaves its own sums, which are added over the
+// batch in order.
 #include <type_traits>
 
 #include "common/parallel.h"

@@ -1,7 +1,7 @@
 // info_nce on CPU: what is done to a tile of products. Compiled once per instruction set.
 //
-// A row, or a strip of columns, is one work item, and its elements are summed in an order that depends on the tile
-// alone: fp32 side by side for at most kFlush terms, fp64 beyond.
+// A row, a chunk of rows, or a strip of columns is one work item, and what it sums it sums in an order that depends on
+// the tile alone: fp32 side by side for at most kFlush terms, fp64 beyond.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -54,9 +54,10 @@ struct Row {
   }
 };
 
+// The least finite number where all are -inf: less that, -inf is 0 in a sum of exponentials, and not NaN.
 template <typename A>
 A largest(const Row<A>& row) {
-  A best = -std::numeric_limits<A>::infinity();
+  A best = std::numeric_limits<A>::lowest();
   row.pieces([&](int64_t first, int64_t end) {
     const A* __restrict x = row.x;
     A m = best;
@@ -173,7 +174,7 @@ A look(const Row<A>& row, const ProductTile& tile, const Positives& positives, i
        double* positive) {
   const int32_t own = row_tag<kTags>(tile, positives, i);
   const int32_t* __restrict tags = column_tags<kTags>(tile, positives);
-  A best = -std::numeric_limits<A>::infinity();
+  A best = std::numeric_limits<A>::lowest();
   row.pieces([&](int64_t first, int64_t end) {
     const A* __restrict x = row.x;
     A* __restrict maxima = parts.max;
@@ -217,7 +218,7 @@ double add_exps(const Row<A>& row, A max, A scale, const ColumnParts<A>& parts) 
 template <Tags kTags, typename A>
 void add_chunk(const ProductTile& tile, const Sums& row_sums, const Positives& positives, int64_t first, int64_t end,
                A* row_max, const ColumnParts<A>& parts) {
-  std::fill_n(parts.max, tile.columns, -std::numeric_limits<A>::infinity());
+  std::fill_n(parts.max, tile.columns, std::numeric_limits<A>::lowest());
   std::fill_n(parts.sum, tile.columns, A(0));
   std::fill_n(parts.positive, tile.columns, A(0));
   for (int64_t i = first; i < end; ++i) {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cpl.nn import TransformerBlock, byproducts
 from cpl.nn.norm import Norm
+from cpl.nn.pointwise import PointwiseConv
 from cpl_kernels import core, use_backend
 from tests.model.test_recompute import SHAPE, block, gradients, maps_kept, same
 
@@ -104,34 +105,110 @@ def test_a_parametrised_weight_is_used() -> None:
     assert one.ffn.project_out.parametrizations.weight.original0.grad is not None
 
 
-@pytest.mark.parametrize("how", ["reference", "channels_last", "float64 weights", "meta"])
+@pytest.mark.parametrize("how", ["reference", "channels_last", "float64 weights", "meta", "no_grad"])
 def test_where_it_does_not_apply_the_block_runs_plainly(how: str) -> None:
     one, x = block(), torch.randn(SHAPE)
-    with use_backend("reference" if how == "reference" else None):
+    with use_backend("reference" if how == "reference" else None), torch.set_grad_enabled(how != "no_grad"):
         if how == "channels_last":
             x = x.contiguous(memory_format=torch.channels_last)
+        x.requires_grad_()
         if how == "float64 weights":
             one.ffn.dwconv.double()
         if how == "meta":
-            one, x = one.to("meta"), x.to("meta")
-        hidden = torch.randn(2, 84, 9, 14, device=x.device)
+            one, x = one.to("meta"), x.detach().to("meta").requires_grad_()
+        hidden = torch.randn(2, 84, 9, 14, device=x.device, requires_grad=True)
         if how == "channels_last":
             hidden = hidden.contiguous(memory_format=torch.channels_last)
         gated = byproducts.gate_conv(hidden, one.ffn.dwconv.weight, one.ffn.project_out.weight)
         assert gated is None
         if how != "float64 weights":
             assert byproducts.norm_conv(x, one.norm1.norm, one.attn.qkv.weight) is None
-            assert one(x.requires_grad_()).shape == x.shape
+            assert one(x).shape == x.shape
 
 
-def test_a_wrong_number_of_channels_is_the_ops_error() -> None:
+@pytest.mark.parametrize("part", ["attn.qkv", "attn.project_out", "ffn.project_in", "ffn.project_out"])
+def test_an_exchanged_convolution_with_a_bias_keeps_it(part: str) -> None:
+    one, x = block(), torch.randn(SHAPE, requires_grad=True)
+    old = one.get_submodule(part)
+    new = nn.Conv2d(old.in_channels, old.out_channels, 1)
+    one.set_submodule(part, new)
+    y = one(x)
+    with torch.no_grad():
+        torch.testing.assert_close(y.detach(), one(x))
+    y.sum().backward()
+    assert new.bias is not None
+    assert new.bias.grad is not None
+
+
+def test_parts_in_each_others_places() -> None:
+    one, x = block(), torch.randn(SHAPE, requires_grad=True)
+    one.attn, one.ffn = nn.Conv2d(16, 16, 3, padding=1), one.attn  # type: ignore[assignment]
+    torch.testing.assert_close(one(x), one._keep_all(x), rtol=0, atol=0)
+
+
+def test_wrong_shapes_are_the_ops_errors() -> None:
+    x = torch.randn(1, 8, 4, 4, requires_grad=True)
     with pytest.raises(ValueError, match=r"weight must be \[C\] = \(8,\), got \(16,\)"):
-        block()(torch.randn(1, 8, 4, 4, requires_grad=True))
+        block()(x)
+    x = torch.randn(1, 16, 4, 4, requires_grad=True)
+    one = block()
+    one.norm1.body.bias = nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match=r"bias must be \[C\] = \(16,\), got \(1,\)"):
+        one(x)
+    one = block()
+    one.norm2.eps = -1.0
+    with pytest.raises(ValueError, match="eps must be >= 0"):
+        one(x)
+    for wrong in ({"project_in": PointwiseConv(16, 100)}, {"dwconv": nn.Conv2d(80, 80, 3, groups=80)}):
+        one = block()
+        for name, part in wrong.items():
+            setattr(one.ffn, name, part)
+        with pytest.raises(ValueError, match="weight must be"):
+            one(x)
 
 
-def test_an_empty_batch() -> None:
-    x = torch.randn(0, 16, 4, 4, requires_grad=True)
-    assert block()(x).shape == x.shape
+@pytest.mark.parametrize("shape", [(0, 16, 4, 4), (1, 16, 0, 4), (1, 16, 4, 0), (1, 16, 1, 0)])
+def test_nothing_to_do(shape: tuple[int, ...]) -> None:
+    for part in ("norm", "gate"):
+        one, x = block(), torch.randn(shape, requires_grad=True)
+        if part == "norm":
+            y = byproducts.norm_conv(x, one.norm1.norm, one.attn.qkv.weight)
+        else:
+            hidden = x.repeat(1, 6, 1, 1)[:, :84]
+            y = byproducts.gate_conv(hidden.contiguous(), one.ffn.dwconv.weight, one.ffn.project_out.weight)
+        assert y is not None
+        y.sum().backward()
+        assert x.grad is not None
+        assert x.grad.shape == shape
+
+
+def test_where_only_the_convolution_learns_its_input_is_kept() -> None:
+    """That is less than what the gate would be computed again from."""
+    one = block().requires_grad_(False)
+    one.ffn.project_out.requires_grad_()
+    x = torch.randn(SHAPE)
+    hidden = torch.randn(2, 84, 9, 14)
+    assert byproducts.gate_conv(hidden, one.ffn.dwconv.weight, one.ffn.project_out.weight) is None
+    one(x).sum().backward()
+    assert one.ffn.project_out.weight.grad is not None
+    one.ffn.requires_grad_().project_out.requires_grad_(
+        False
+    )  # and where it does not learn, nothing is kept for it
+    assert byproducts.gate_conv(hidden, one.ffn.dwconv.weight, one.ffn.project_out.weight) is None
+
+
+def test_symbolic_tracing_with_its_parts_as_leaves() -> None:
+    class Tracer(torch.fx.Tracer):
+        def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+            return name != ""
+
+    graph = Tracer().trace(block())
+    assert [node.target for node in graph.nodes if node.op == "call_module"] == [
+        "norm1",
+        "attn",
+        "norm2",
+        "ffn",
+    ]
 
 
 def test_it_has_no_second_derivative_and_says_so() -> None:
@@ -168,6 +245,6 @@ def test_both_kernels_save_what_they_say() -> None:
         assert sorted(saved) == sorted([(8, 16, 1, 1), (1, 16, 8, 8), (16,), (16,), (1, 8, 8), (1, 8, 8)])
         saved.clear()
         depthwise = torch.randn(32, 1, 3, 3)
-        hidden = torch.randn(1, 32, 8, 8)
+        hidden = torch.randn(1, 32, 8, 8, requires_grad=True)
         assert byproducts.gate_conv(hidden, depthwise, weight) is not None
         assert sorted(saved) == sorted([(8, 16, 1, 1), (1, 32, 8, 8), (32, 1, 3, 3)])

@@ -138,8 +138,8 @@ def test_nan_is_not_lost(target: Target, place: str) -> None:
 @pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("name", ["symmetric", "labels", "SimCLR", "SupCon"])
 def test_rows_and_columns_of_very_different_size(name: str) -> None:
-    """Logits up to 450, and rows and columns beside them whose largest are near 0: what is summed beside one maximum
-    would be lost beside another's."""
+    """Logits up to thousands, and rows and columns beside them whose largest are near 0: what is summed beside one
+    maximum would be lost beside another's."""
     size = torch.logspace(-2, 1.5, 520, dtype=torch.float64)[:, None]
     mixed = size[torch.randperm(520, generator=torch.Generator().manual_seed(0))]
     far, query = dict(MANY[name]), rows(520) * mixed
@@ -150,8 +150,22 @@ def test_rows_and_columns_of_very_different_size(name: str) -> None:
     for wide, expected in zip(exact, gold, strict=True):
         torch.testing.assert_close(wide, expected, rtol=1e-11, atol=1e-12)
     # In fp32 a logit of 450 is off by 3e-5, and so is exp(logit - lse), relatively; two roundings.
-    for narrow, expected in zip(evaluate(far, torch.float32, "native", "mean", query), gold, strict=True):
+    got = evaluate(far, torch.float32, "native", "mean", query)
+    for narrow, expected in zip(got, gold, strict=True):
         torch.testing.assert_close(narrow.double(), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_tile_of_nothing_but_minus_infinity(symmetric: bool) -> None:
+    """exp(-inf) is 0 also where no other product of the tile is larger: the last of these has one column."""
+    query, key = rows(1000, 4).abs().float(), rows(1025, 4, seed=1).float()
+    key[1024] = torch.tensor([-torch.inf, 0, 0, 0])
+    options: dict[str, Any] = {"reduction": "none"}
+    if symmetric:  # nobody is positive with that key, so that its own loss does not count
+        options = {"query_labels": torch.arange(1000), "key_labels": torch.arange(1025), "symmetric": True}
+    found = cpl_kernels.info_nce(query, key, **options, backend="native")
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, cpl_kernels.info_nce(query, key, **options, backend="reference"))
 
 
 def test_gradients_at_once_are_those_of_the_backward(monkeypatch: pytest.MonkeyPatch) -> None:

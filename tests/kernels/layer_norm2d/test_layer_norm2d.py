@@ -11,7 +11,7 @@ from cpl_kernels import core
 from cpl_kernels.layer_norm2d import reference
 from tests.conftest import INTERPRETED
 from tests.kernels import targets
-from tests.kernels.layer_norm2d.spec import EPS, SPEC
+from tests.kernels.layer_norm2d.spec import EPS, SPEC, case
 from tests.kernels.targets import Target
 
 SMALL = SPEC.small[0]
@@ -56,11 +56,12 @@ def test_nan_and_infinity_stay_in_their_pixel(target: Target) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_backward_gives_the_output_along(layout: str, dtype: torch.dtype, target: Target) -> None:
-    """To the bit, and the gradients are those of the backward alone."""
+    """To the bit, and the gradients are those of the backward alone. Large: whole blocks, and long ones on a CPU."""
     ops = torch.ops.cpl_kernels
-    for case in SPEC.small:
-        x, weight, *rest = case.inputs(dtype, layout).values()
-        bias, center, last = rest[0] if rest else None, case.call.keywords["center"], target.backend or ""
+    large = () if target.emulated or target.name == "triton" else (case("blocks", "", (2, 16, 128, 129)),)
+    for small in (*SPEC.small, *large):
+        x, weight, *rest = small.inputs(dtype, layout).values()
+        bias, center, last = rest[0] if rest else None, small.call.keywords["center"], target.backend or ""
         with target.serving("layer_norm2d"):
             y, mean, rstd = ops.layer_norm2d(x, weight, bias, EPS, center, last)
             dy = torch.randn_like(y)
