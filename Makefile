@@ -81,7 +81,7 @@ bench-defaults: $(INSTALLED)
 bench-calls: $(INSTALLED)
 	$(BIN)/python -m benchmarks.call_cost --out benchmarks/results/cpu_call_cost.json
 
-bench-step: $(INSTALLED)  ## The whole network, training and inference, ours against plain PyTorch; two hours on a CPU
+bench-step: $(INSTALLED)  ## The whole network, training and inference, ours against plain PyTorch; an hour and a half on a CPU
 	$(BIN)/python -m benchmarks.bench_step --device cpu --out benchmarks/results/cpu_step.json
 	$(BIN)/python -m benchmarks.step.page benchmarks/results/cpu_step.json --chart benchmarks/results/cpu_step.png > benchmarks/results/cpu_step.md
 

@@ -33,7 +33,7 @@ from benchmarks.gpu.cases import read_lines
 from benchmarks.gpu.stages import ROOT, end_session, json_lines, write
 from benchmarks.step.cases import DEFAULT, Case
 
-READY_SECONDS = {"cuda": 100.0, "cpu": 600.0}
+READY_SECONDS = {"cuda": 100.0, "cpu": 900.0}
 QUIET = 90.0  # more than that past the time to get ready, and the process hangs
 SECONDS = {"cuda": 200.0, "cpu": 7200.0}
 LEAST_SECONDS = 5.0  # a process could not even import torch
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--ready-seconds",
         type=float,
-        help="for one implementation to compile and run once (default: 100 on cuda, 600 on cpu)",
+        help="for one implementation to compile and run once (default: 100 on cuda, 900 on cpu)",
     )
     parser.add_argument("--compile-ours", action="store_true", help="ours under torch.compile too")
     parser.add_argument("--profile", action="store_true", help="the first case's kernels too")

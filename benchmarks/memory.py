@@ -65,10 +65,15 @@ def in_a_process_of_its_own(work: Callable[[], None]) -> None:
         raise RuntimeError(f"the process that measures ended with {status}")
 
 
-def peak(call: Callable[[], Any]) -> int:
-    """How far the resident set rises above where it is, while ``call`` runs and its result is held, in bytes."""
+def give_back() -> None:
+    """Gives what nobody uses any more to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak(call: Callable[[], Any]) -> int:
+    """How far the resident set rises above where it is, while ``call`` runs and its result is held, in bytes."""
+    give_back()
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = _status("VmRSS")
     result = call()

@@ -85,15 +85,19 @@ CUDA = (
     "cplir:8x128x128:float32:train:whole",
 )
 CPU = (
-    *(
-        f"{model}x{side}x{side}:{dtype}:{mode}"
-        for dtype in ("float32", "bfloat16")
-        for side in (128, 256)
-        for model in ("cplir:1", "cplir-small:2")
-        for mode in ("train", "inference")
-    ),
-    "cplir-small:2x128x128:float32:train:whole",
     "cplir:1x128x128:float32:train:whole",
+    "cplir:1x128x128:float32:inference:whole",
+    "cplir:1x128x128:float32:train",
+    "cplir:1x128x128:float32:inference",
+    "cplir:1x128x128:bfloat16:train",
+    "cplir-small:2x128x128:float32:train",
+    "cplir-small:2x128x128:float32:inference",
+    "cplir:1x256x256:float32:train",
+    "cplir:1x256x256:float32:inference",
+    "cplir-small:2x256x256:float32:train",
+    "cplir-small:2x256x256:float32:inference",
+    "cplir-small:2x128x128:float32:train:whole",
+    "cplir-small:2x128x128:float32:inference:whole",
 )
 DEFAULT = {"cuda": CUDA, "cpu": CPU}
 
