@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
@@ -24,3 +25,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(interpreter)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(gpu)
+
+
+def pytest_runtest_teardown() -> None:
+    """Code that all models share (hooks around a module) torch compiles eight times in a process, then no more: what a
+    test may compile must not hang on those that ran before it."""
+    reset = getattr(sys.modules.get("torch._dynamo"), "reset", None)
+    if reset is not None:
+        reset()
