@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cpl.nn.block import is_watched
 from cpl.nn.pointwise import pointwise_conv
 
 Block = Any  # an nn.Module whose parts are known by name only
@@ -94,13 +95,6 @@ def why_no_conv(module: Block, name: str, kernel: int, depthwise: bool) -> str |
 
 
 # -- what may be passed over when our kernel computes what a part did
-
-
-def is_watched(part: nn.Module) -> bool:
-    """Whether somebody has hooks on it."""
-    return bool(
-        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
-    )
 
 
 def is_untouched(part: nn.Module) -> bool:

@@ -55,9 +55,8 @@ class TransformerBlock(nn.Module):
         compiling, learns = torch.compiler.is_compiling(), torch.is_grad_enabled()
         if not compiling and not learns:
             return self._infer(x)
-        if not learns or (
-            self.keep == "all" and (compiling or not isinstance(x, Tensor) or not self._is_usual())
-        ):
+        traced = compiling or not isinstance(x, Tensor)
+        if not learns or (self.keep == "all" and (traced or not self._is_usual())):
             return self._keep_all(x)
         if compiling:  # a compiler chooses itself what of its own code to compute again
             return (
@@ -70,7 +69,7 @@ class TransformerBlock(nn.Module):
     def _is_usual(self) -> bool:
         """Whether nobody has exchanged a part of it (by an adapter, say) or watches one: then none need be called."""
         return not _has_any_global_hook() and all(
-            type(part) is _USUAL.get(name) and not _is_watched(part) and "forward" not in vars(part)
+            type(part) is _USUAL.get(name) and not is_watched(part) and "forward" not in vars(part)
             for name, part in self.named_modules()
             if part is not self
         )
@@ -79,7 +78,7 @@ class TransformerBlock(nn.Module):
         if type(self.attn) is not MDTA or type(self.ffn) is not GDFN:
             return self._keep_all(x)
         rows = rows_of_a_strip(x.shape, self.ffn.project_in.out_channels, x.element_size(), x.device)
-        if rows is None or any(map(_is_watched, self.modules())):  # hooks are to see whole maps
+        if rows is None or any(map(is_watched, self.modules())):  # hooks are to see whole maps
             return self._keep_all(x)
         x = attention_in_strips(x, self.norm1, self.attn, rows)
         return feed_forward_in_strips(x, self.norm2, self.ffn, rows)
@@ -105,7 +104,8 @@ _USUAL: Mapping[str, type[nn.Module]] = {
 }
 
 
-def _is_watched(part: nn.Module) -> bool:
+def is_watched(part: nn.Module) -> bool:
+    """Whether somebody has hooks on it."""
     return bool(
         part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
     )

@@ -18,11 +18,10 @@ namespace CPL_ISA {
 namespace {
 
 constexpr int64_t kFlush = 1024;
-constexpr int64_t kStrip = 128;  // columns that a work item takes: their sums stay in the L1 cache
-constexpr int64_t kChunk =
-    1 << 16;  // products of a chunk of rows, which is looked at twice: in fp32 256 KiB of the L2 cache
-constexpr int64_t kMostRows = 256;  // of a chunk: its columns are summed in fp32
-constexpr int64_t kSquare = 32;     // rows and columns that are transposed at a time
+constexpr int64_t kStrip = 128;      // columns that a work item takes: their sums stay in the L1 cache
+constexpr int64_t kChunk = 1 << 16;  // products of a chunk of rows, looked at twice: in fp32 256 KiB of the L2 cache
+constexpr int64_t kMostRows = 256;   // of a chunk: its columns are summed in fp32
+constexpr int64_t kSquare = 32;      // rows and columns that are transposed at a time
 
 // A row of a tile, without the element that is left out.
 template <typename A>

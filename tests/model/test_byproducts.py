@@ -191,9 +191,8 @@ def test_where_only_the_convolution_learns_its_input_is_kept() -> None:
     assert byproducts.gate_conv(hidden, one.ffn.dwconv.weight, one.ffn.project_out.weight) is None
     one(x).sum().backward()
     assert one.ffn.project_out.weight.grad is not None
-    one.ffn.requires_grad_().project_out.requires_grad_(
-        False
-    )  # and where it does not learn, nothing is kept for it
+    # And where it does not learn, nothing is kept for it.
+    one.ffn.requires_grad_().project_out.requires_grad_(False)
     assert byproducts.gate_conv(hidden, one.ffn.dwconv.weight, one.ffn.project_out.weight) is None
 
 
