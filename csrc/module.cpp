@@ -13,6 +13,7 @@
 #include "gated_dwconv/bind.h"
 #include "info_nce/bind.h"
 #include "layer_norm2d/bind.h"
+#include "products/bind.h"
 #include "route_negatives/bind.h"
 #include "route_topk/bind.h"
 
@@ -51,6 +52,11 @@ PYBIND11_MODULE(_core, m) {
   m.def("info_nce_gradient", &cpl::bind::info_nce_gradient, NoGil());
   m.def("layer_norm2d_forward", &cpl::bind::layer_norm2d_forward, NoGil());
   m.def("layer_norm2d_backward", &cpl::bind::layer_norm2d_backward, NoGil());
+#if defined(CPL_WITH_AMX)
+  m.def("products_packed_bytes", &cpl::bind::products_packed_bytes);
+  m.def("products_pack", &cpl::bind::products_pack, NoGil());
+  m.def("products_multiply", &cpl::bind::products_multiply, NoGil());
+#endif
   m.def("route_negatives", &cpl::bind::route_negatives, NoGil());
   m.def("route_topk_forward", &cpl::bind::route_topk_forward, NoGil());
   m.def("route_topk_backward", &cpl::bind::route_topk_backward, NoGil());

@@ -41,16 +41,18 @@ class CudaTiles:
     row_step, column_step = 1024, 8192  # 32 MiB of gradients in fp32
     multiple, unit = 1, 1.0
 
-    def __init__(self, query: Tensor, temperature: Tensor) -> None:
-        self._temperature = temperature
+    def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype) -> None:
+        self._temperature, self._given = temperature, given
         self.dscale = torch.zeros(len(query), dtype=torch.float64, device=query.device)
 
     @staticmethod
     def operand(x: Tensor) -> Tensor:
         return x.contiguous()
 
-    def factor(self, operand: Tensor, given: torch.dtype) -> Tensor:
-        return operand.to(wide(given))
+    def factor(self, operand: Tensor) -> Tensor:
+        return operand.to(wide(self._given))
+
+    put_product = staticmethod(tiled.put_product)
 
     def add(
         self,

@@ -46,7 +46,9 @@ def forward(
     q = tiles_of.operand(query.detach())
     keys = q if key is None else tiles_of.operand(key.detach())
     positives = _positives(query, key, targets, query_labels, key_labels, ignore_index)
-    return _forward(tiles_of(q, temperature), q, keys, positives, query, key, queue, symmetric, reduction)
+    return _forward(
+        tiles_of(q, temperature, query.dtype), q, keys, positives, query, key, queue, symmetric, reduction
+    )
 
 
 def _forward(
@@ -111,7 +113,7 @@ def forward_with_gradients(
     if key is not None and not symmetric:
         return _by_whole_rows(tiles_of, q, positives, query, key, queue, temperature, reduction, *needs)
     keys = q if key is None else tiles_of.operand(key.detach())
-    tiles = tiles_of(q, temperature, keep=kept_at_most(q, keys))
+    tiles = tiles_of(q, temperature, query.dtype, keep=kept_at_most(q, keys))
     outputs = _forward(tiles, q, keys, positives, query, key, queue, symmetric, reduction)
     one = torch.ones((), dtype=torch.float64, device=q.device)
     gradients = _backward(
@@ -146,20 +148,20 @@ def _by_whole_rows(
     one = torch.ones((), dtype=torch.float64, device=q.device)
     share = _share(one, positives.row_count, reduction)
     side = Side.of(None, share, positives.row_count, dtype)
-    tiles = tiles_of(q, temperature)
+    tiles = tiles_of(q, temperature, query.dtype)
     sums = Sums.of(len(query), q.device, tiles.unit)
     with_gradient = round_up(len(key), tiles.multiple)  # of the keys: the queue has none
     any_tile = len(query) > 0 and len(all_keys) > 0
     dquery = _unset_gradient(q, q.dtype, need_query, any_tile)
     dkey = _unset_gradient(keys[:with_gradient], q.dtype, need_key, any_tile)
-    q_factor, key_factor = (tiles.factor(x, query.dtype) for x in (q, keys))
+    q_factor, key_factor = map(tiles.factor, (q, keys))
     for i in spans(len(query), tiles.rows_of_whole(len(all_keys))) if len(all_keys) else ():
         g = tiles.whole_rows(q, keys, Place(i, Span(0, len(all_keys))), sums, positives, side)
-        g, padded = g.to(q_factor.dtype), i.padded(tiles.multiple)
+        padded = i.padded(tiles.multiple)
         if need_query:
-            put_product(padded.of(dquery), g, key_factor)
+            tiles.put_product(padded.of(dquery), g, key_factor)
         if need_key:
-            put_product(dkey, g[:, :with_gradient].T, padded.of(q_factor), add=i.first > 0)
+            tiles.put_product(dkey, g[:, :with_gradient].T, padded.of(q_factor), add=i.first > 0)
     row_lse, losses = tiles.finish(sums, positives.row_count, dtype)
     dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else q.new_empty(0)
     loss = (losses * share).sum().to(dtype)
@@ -201,7 +203,7 @@ def backward(
     keys = q if key is None else tiles_of.operand(key.detach())
     positives = _positives(query, key, targets, query_labels, key_labels, ignore_index)
     dquery, dkey, dtemperature = _backward(
-        tiles_of(q, temperature),
+        tiles_of(q, temperature, query.dtype),
         q,
         keys,
         positives,
@@ -243,7 +245,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``backward`` of the operands ``q`` and ``keys``, with gradients in the dtype of accumulation."""
     dtype = wide(query.dtype)
-    q_factor, key_factor = (tiles.factor(x, query.dtype) for x in (q, keys))
+    q_factor, key_factor = map(tiles.factor, (q, keys))
     dloss = (0.5 if symmetric else 1) * dloss.double()
     row_share = _share(dloss, row_positives, reduction)
     row_side = Side.of(row_lse, row_share, row_positives, dtype)
@@ -270,23 +272,22 @@ def _backward(
         g = tiles.gradient(q, keys, place, positives, left, right)
         if before is not None:
             dscale.add_(before).mul_(0.5)
-        g = g.to(q_factor.dtype)
         i, j = place.rows.padded(tiles.multiple), place.columns.padded(tiles.multiple)
         # The first tile of rows, or of columns, sets what others add to.
         if need_query:
-            put_product(i.of(dquery), g, j.of(key_factor), add=j.first > 0)
+            tiles.put_product(i.of(dquery), g, j.of(key_factor), add=j.first > 0)
         if need_query and key is None and not place.without_diagonal:
-            put_product(j.of(dquery), g.T, i.of(q_factor), add=i.first > 0)
+            tiles.put_product(j.of(dquery), g.T, i.of(q_factor), add=i.first > 0)
         if need_key and key is not None:
-            put_product(j.of(dkey), g.T, i.of(q_factor), add=i.first > 0)
+            tiles.put_product(j.of(dkey), g.T, i.of(q_factor), add=i.first > 0)
     if queue is not None:
         more = tiles.operand(queue)
+        more_factor = tiles.factor(more)
         for place in _places(tiles, query, queue):
             g = tiles.gradient(q, more, place, None, row_side, None)
             i, j = place.rows.padded(tiles.multiple), place.columns.padded(tiles.multiple)
             if need_query:
-                factor = j.of(tiles.factor(more, query.dtype))
-                put_product(i.of(dquery), g.to(factor.dtype), factor, add=True)
+                tiles.put_product(i.of(dquery), g, j.of(more_factor), add=True)
     dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else dquery.new_empty(0)
     return (
         _like(query, dquery, need_query),
@@ -296,7 +297,8 @@ def _backward(
 
 
 def put_product(total: Tensor, g: Tensor, x: Tensor, add: bool = False) -> None:
-    """total = g @ x, or total += g @ x, in the dtype of g and x; total may be wider."""
+    """total = g @ x, or total += g @ x, in the dtype of x; total may be wider."""
+    g = g.to(x.dtype)
     for terms in spans(len(x), len(x) if g.is_cuda else _summed(total, g)):
         _put_terms(total, g[:, terms.first : terms.end], terms.of(x), add or terms.first > 0)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from cpl_kernels.info_nce.positives import Positives
+
+# A tensor, or what a backend has in its place; [first:end] cuts out rows.
+Factor: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,18 @@ class Tiles(Protocol):
     unit: float
     dscale: Tensor
 
-    def __init__(self, query: Tensor, temperature: Tensor) -> None: ...
+    def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype) -> None:
+        """query: an operand; ``given``: the dtype that it was given in."""
 
     @staticmethod
     def operand(x: Tensor) -> Tensor:
         """Queries or keys as the kernels take them: in one piece, padded."""
 
-    def factor(self, operand: Tensor, given: torch.dtype) -> Tensor:
-        """An operand as it is multiplied by gradients; ``given``: the dtype that it was given in."""
+    def factor(self, operand: Tensor) -> Factor:
+        """An operand as it is multiplied by gradients."""
+
+    def put_product(self, total: Tensor, g: Tensor, x: Factor, add: bool = False) -> None:
+        """total = g @ x, or total += g @ x; total may be wider."""
 
     def add(
         self,
@@ -156,7 +163,7 @@ class WholeRows(Tiles, Protocol):
     ``gradient``. There is no queue then.
     """
 
-    def __init__(self, query: Tensor, temperature: Tensor, keep: int = 0) -> None: ...
+    def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype, keep: int = 0) -> None: ...
 
     def rows_of_whole(self, columns: int) -> int:
         """How many whole rows a tile has, at most."""

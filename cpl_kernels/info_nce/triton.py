@@ -200,8 +200,8 @@ class TritonTiles:
     row_step, column_step = 4096, 8192  # 64 MiB of gradients in bf16
     multiple, unit = 1, 1.0
 
-    def __init__(self, query: Tensor, temperature: Tensor) -> None:
-        self._temperature = temperature
+    def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype) -> None:
+        self._temperature, self._given = temperature, given
         self._widen = query.device.type == "cpu"
         self.dscale = torch.zeros(len(query), dtype=torch.float64, device=query.device)
 
@@ -209,15 +209,17 @@ class TritonTiles:
     def operand(x: Tensor) -> Tensor:
         return x.contiguous()
 
-    def factor(self, operand: Tensor, given: torch.dtype) -> Tensor:
-        return operand.to(self._factor_dtype(given))
+    def factor(self, operand: Tensor) -> Tensor:
+        return operand.to(self._factor_dtype())
 
-    def _factor_dtype(self, given: torch.dtype) -> torch.dtype:
+    put_product = staticmethod(tiled.put_product)
+
+    def _factor_dtype(self) -> torch.dtype:
         """Of the gradient by the products, and of what it is multiplied by: bf16 for bf16 inputs, on the tensor cores.
 
         Their result is rounded to bf16 anyway. fp16 has not the range for a gradient divided by the rows.
         """
-        return given if given == torch.bfloat16 and not self._widen else wide(given)
+        return self._given if self._given == torch.bfloat16 and not self._widen else wide(self._given)
 
     def add(
         self,
@@ -260,7 +262,7 @@ class TritonTiles:
         _, height, _, width, _ = size
         constants = self._constants(query, place)
         grid = (triton.cdiv(height, constants["BLOCK_M"]), triton.cdiv(width, constants["BLOCK_N"]))
-        gradient = torch.empty((height, width), dtype=self._factor_dtype(query.dtype), device=query.device)
+        gradient = torch.empty((height, width), dtype=self._factor_dtype(), device=query.device)
         of_scale = torch.empty((grid[1], height), dtype=torch.float32, device=query.device)
         tags, row_tags, column_tags = self._tags(positives)
         other = rows if columns is None else columns  # not read

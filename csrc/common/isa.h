@@ -5,9 +5,10 @@
 
 namespace cpl {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
+// kAmx: the kernels of kAvx512, and products of matrices on the matrix units (products/).
+enum class Isa { kBaseline, kAvx2, kAvx512, kAmx };
 
-// The best that this CPU has, or what CPL_ISA=baseline|avx2|avx512 forces. Chosen once. Throws when
+// The best that this CPU has, or what CPL_ISA=baseline|avx2|avx512|amx forces. Chosen once. Throws when
 // CPL_ISA names one that this CPU or this build lacks.
 Isa active_isa();
 const char* isa_name(Isa isa);
@@ -30,6 +31,7 @@ const char* isa_name(Isa isa);
 #if defined(CPL_X86_VARIANTS)
 #define CPL_CALL_ISA(call)          \
   switch (::cpl::active_isa()) {    \
+    case ::cpl::Isa::kAmx:          \
     case ::cpl::Isa::kAvx512:       \
       return ::cpl::avx512::call;   \
     case ::cpl::Isa::kAvx2:         \

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from cpl_kernels import core
+from cpl_kernels.info_nce import workspace
 
 
 @pytest.fixture(autouse=True)
 def uninitialised_memory_is_nan() -> Iterator[None]:
     """Deterministic mode fills every torch.empty with NaN, and makes a non-deterministic op an error."""
     torch.use_deterministic_algorithms(True)
+    workspace.forget()  # what is kept from another test is not NaN
     assert torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)

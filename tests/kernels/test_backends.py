@@ -135,7 +135,7 @@ def test_show_config_names_every_op_and_its_choice(capsys: pytest.CaptureFixture
 
 
 @NEEDS_CORE
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "amx"])
 def test_every_instruction_set_that_this_cpu_has(isa: str) -> None:
     """The whole parity test is run on each by make test-full; here one call on each, and its name."""
     code = (
@@ -155,7 +155,7 @@ def test_unknown_instruction_set_is_an_error() -> None:
     if not core.available():
         pytest.skip(reason=core.MISSING_BECAUSE)
     done = python("import cpl_kernels; cpl_kernels.show_config()", CPL_ISA="sse9")
-    assert "CPL_ISA=sse9: must be baseline, avx2 or avx512" in done.stderr
+    assert "CPL_ISA=sse9: must be baseline, avx2, avx512 or amx" in done.stderr
 
 
 # common/isa.cpp on a CPU that has everything but the feature named by MISSING.
@@ -173,10 +173,20 @@ static int fake_cpuid(unsigned, unsigned* a, unsigned* b, unsigned* c, unsigned*
   *c = has("f16c") ? bit_F16C : 0;
   return 1;
 }
+static int fake_cpuid_count(unsigned, unsigned part, unsigned* a, unsigned* b, unsigned* c, unsigned* d) {
+  *b = *c = *d = 0;
+  *a = part == 0 ? 1 : has("avx512bf16") ? 1u << 5 : 0;
+  if (part == 0) *d = (has("amx-bf16") ? 1u << 22 : 0) | (has("amx-tile") ? 1u << 24 : 0);
+  return 1;
+}
 #define __builtin_cpu_supports(feature) has(feature)
 #define __get_cpuid(leaf, a, b, c, d) fake_cpuid(leaf, a, b, c, d)
+#define __get_cpuid_count(leaf, part, a, b, c, d) fake_cpuid_count(leaf, part, a, b, c, d)
 #define CPL_X86_VARIANTS
+#define CPL_WITH_AMX
 #define CPL_ISA baseline
+#include "products/op.h"
+bool cpl::products::available() { return has("the system's grant"); }
 #include "common/isa.cpp"
 int main() { std::puts(cpl::isa_name(cpl::active_isa())); }
 """
@@ -203,10 +213,13 @@ def test_a_variant_runs_only_where_the_cpu_has_all_that_its_flags_assume(tmp_pat
         done = subprocess.run([program], env={**env, "MISSING": missing}, capture_output=True, text=True)
         return done.stdout.strip()
 
-    assert chosen("nothing") == "avx512"
+    assert chosen("nothing") == "amx"
+    assert chosen("the system's grant") == "avx512"
     flags = dict(re.findall(r"set\(FLAGS_(\w+) (.*)\)", (csrc / "CMakeLists.txt").read_text()))
-    assert set(flags) == {"avx2", "avx512"}
-    features = {isa: re.findall(r"-m(\w+)(?!\S)", line) for isa, line in flags.items()}
+    assert set(flags) == {"avx2", "avx512", "amx"}
+    flags["amx"] = flags["amx"].replace("${FLAGS_avx512}", flags["avx512"])
+    features = {isa: re.findall(r"-m([\w-]+)(?!\S)", line) for isa, line in flags.items()}
+    assert {"amx-tile", "amx-bf16", "avx512bf16", "f16c"} <= set(features["amx"])
     assert "f16c" in features["avx2"]
     for isa, needed in features.items():
         for feature in needed:

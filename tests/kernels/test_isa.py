@@ -15,7 +15,7 @@ from cpl_kernels import core
 from tests.kernels.processes import LONG, VALUES, run_matrix
 
 pytestmark = pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
-ISAS = ["baseline", "avx2", "avx512"]
+ISAS = ["baseline", "avx2", "avx512", "amx"]
 
 
 def _or_skip(isa: str) -> None:

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from cpl_kernels import core
 from tests.kernels.processes import ADDRESSES, LONG, run_matrix
 from tests.kernels.sanitized import build
 
@@ -92,6 +93,15 @@ def test_results_past_the_caches(isa: str) -> None:
     extra = environment() | {"CPL_ISA": isa, "CPL_TEST_CORE": str(build.core())}
     files = ("tests/kernels/aggregate_prompts/test_aggregate_prompts.py",)
     run_matrix("streamed and float32", *sanitised(), files=files, **extra)
+
+
+def test_products_on_matrix_units() -> None:
+    """Which this processor need not have: there they are plain C++."""
+    extra = environment() | {"CPL_TEST_CORE": str(build.core())}
+    if core.core().isa() not in ("avx512", "amx"):
+        pytest.skip(reason="beside matrix units are the kernels of AVX-512, which this CPU lacks")
+    files = ("tests/kernels/test_products.py", "tests/kernels/info_nce/test_on_units.py")
+    run_matrix("not slow", *sanitised(), files=files, CPL_ISA="amx", **extra)
 
 
 @pytest.mark.slow

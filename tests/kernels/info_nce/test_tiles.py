@@ -315,7 +315,7 @@ def test_a_tile_on_the_diagonal_is_multiplied_once(
 ) -> None:
     """By blocks, whose mirror images are copied: exactly symmetric, and nothing beside the tile is written."""
     x = rows(count, 32).to(dtype)
-    tiles = native.NativeTiles(x, torch.ones((), dtype=dtype))
+    tiles = native.NativeTiles(x, torch.ones((), dtype=dtype), dtype)
     around = torch.full((count, count + 48), torch.nan, dtype=dtype)
     products = around[:, :count]
     multiplied: list[int] = []
@@ -341,7 +341,7 @@ def test_tiles_are_larger_where_the_last_cache_is(features: int) -> None:
     temperature, steps, losses = torch.ones(()), [], []
     for cache in (0, native.LARGE_CACHE):
         core.core().set_last_level_cache(cache)  # set back by no_large_cache
-        tiles = native.NativeTiles(query, temperature)
+        tiles = native.NativeTiles(query, temperature, query.dtype)
         steps.append((tiles.row_step, tiles.column_step))
         losses.append(cpl_kernels.info_nce(query, key, reduction="none", backend="native"))
     assert steps[1] == (2 * steps[0][0], 2 * steps[0][1])

@@ -1,0 +1,89 @@
+"""Products of matrices on the processor's matrix units (csrc/products), for backends on CPU tensors.
+
+fp32 factors go in three bf16 pieces each: the result is as near to the exact one as torch's product in fp32 is. Factors
+whose numbers are bf16 ones go in one piece. Sums are in fp32 either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cpl_kernels import core
+
+PANEL = 32  # rows or columns of a factor that stay together: a part must begin between two panels
+PIECES = {torch.float32: 3, torch.float16: 3, torch.bfloat16: 1}  # by the dtype that the numbers came in
+_STEP_BYTES = 2 * 1024  # of a piece of PANEL x PANEL numbers
+
+
+def available() -> bool:
+    """Whether this process may use matrix units: an Intel processor since Sapphire Rapids, Linux, and CPL_ISA."""
+    return core.available() and core.core().isa() == "amx"
+
+
+@dataclass(frozen=True)
+class Right:
+    """A right factor, or neighbouring rows and columns of one, in pieces.
+
+    Attributes:
+        plain: the numbers, [K, N] fp32, one of whose strides is 1.
+        packed: the memory of all pieces; None if an infinity or a NaN is among the numbers, or one that bf16 rounds to
+            an infinity, or if the part begins within a panel. There is no product then.
+        address, steps, pieces: of the part, as the core takes them.
+    """
+
+    plain: Tensor
+    packed: Tensor | None
+    address: int
+    steps: int
+    pieces: int
+
+    @classmethod
+    def of(cls, plain: Tensor, pieces: int, memory: Callable[[int], Tensor]) -> Right:
+        """``memory`` gives bytes by their number, from a multiple of 64 on."""
+        packed = memory(core.core().products_packed_bytes(*plain.shape, pieces))
+        address = packed.data_ptr()
+        has_pieces = core.core().products_pack(_args(plain), pieces, address, torch.get_num_threads())
+        return cls(plain, packed if has_pieces else None, address, -(-plain.shape[0] // PANEL), pieces)
+
+    def part(self, rows: slice, columns: slice = slice(None)) -> Right:
+        first_row, first_column = rows.indices(len(self.plain))[0], columns.indices(self.plain.shape[1])[0]
+        between = first_row % PANEL == 0 and first_column % PANEL == 0
+        steps = first_column // PANEL * self.steps + first_row // PANEL
+        address = self.address + steps * self.pieces * _STEP_BYTES
+        return Right(
+            self.plain[rows, columns], self.packed if between else None, address, self.steps, self.pieces
+        )
+
+    def multiply(self, left: Tensor, out: Tensor, add: bool = False, above_diagonal: bool = False) -> bool:
+        """out = left @ self, or out += left @ self.
+
+        Args:
+            left: [B, K] fp32, one of its strides 1.
+            out: [B, N] fp32, its columns side by side.
+            above_diagonal: blocks of PANEL x PANEL results below the diagonal may stay as they are.
+
+        Returns:
+            Whether ``left`` has pieces, as ``packed``. If not, rows of ``out`` with what has none are NaN.
+        """
+        assert self.packed is not None
+        has_pieces: bool = core.core().products_multiply(
+            out.data_ptr(),
+            out.stride(0),
+            add,
+            _args(left),
+            (self.address, self.steps, self.pieces),
+            self.plain.shape[1],
+            above_diagonal,
+            torch.get_num_threads(),
+        )
+        return has_pieces
+
+
+def _args(x: Tensor) -> tuple[int, int, int, int, int]:
+    assert x.dtype == torch.float32, x.dtype
+    assert 1 in x.stride(), x.stride()
+    return (x.data_ptr(), x.shape[0], x.shape[1], x.stride(0), x.stride(1))
