@@ -49,6 +49,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("info_nce_mirror", &cpl::bind::info_nce_mirror, NoGil());
   m.def("info_nce_whole_rows", &cpl::bind::info_nce_whole_rows, NoGil());
   m.def("info_nce_finish", &cpl::bind::info_nce_finish, NoGil());
+  m.def("info_nce_reduce", &cpl::bind::info_nce_reduce, NoGil());
   m.def("info_nce_gradient", &cpl::bind::info_nce_gradient, NoGil());
   m.def("layer_norm2d_forward", &cpl::bind::layer_norm2d_forward, NoGil());
   m.def("layer_norm2d_backward", &cpl::bind::layer_norm2d_backward, NoGil());

@@ -74,6 +74,7 @@ class CudaTiles:
         )
 
     finish = staticmethod(Sums.finish)
+    reduce = staticmethod(tiled.reduce)
 
     def gradient(
         self,

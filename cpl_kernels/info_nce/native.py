@@ -136,6 +136,13 @@ class NativeTiles:
         )
         return lse, losses
 
+    def reduce(self, losses: Tensor, count: Tensor, reduction: str) -> Tensor:
+        if reduction == "none":
+            return losses
+        mean = reduction == "mean"
+        made = core().info_nce_reduce(losses.data_ptr(), count.data_ptr(), len(count), mean)
+        return torch.tensor(made, dtype=torch.float64)
+
     def rows_of_whole(self, columns: int) -> int:
         multiple = PANEL if self._on_units else self.multiple
         return max(LEAST_ROWS, round_up(self._larger * WHOLE // columns, multiple))

@@ -49,8 +49,9 @@ class Positives:
             count = queries if keys is None else keys
             columns = torch.arange(count, dtype=torch.int32, device=device)
             rows, row_count = columns[:queries], torch.ones(queries, dtype=torch.int64, device=device)
-            if count > queries:  # the rest are nobody's positives
-                columns = torch.where(columns < queries, columns, NO_COLUMN)
+            if count == queries:
+                return cls(rows, columns, None, None, row_count, row_count.clone())
+            columns = torch.where(columns < queries, columns, NO_COLUMN)  # the rest are nobody's positives
             return cls(rows, columns, None, None, row_count, (columns >= 0).long())
         counts = targets != ignore_index
         itself = torch.arange(queries, device=device) if keys is None else NO_ROW

@@ -77,12 +77,12 @@ def _forward(
     row_lse, row_losses = tiles.finish(rows, positives.row_count, dtype)
     if positives.bad is not None:
         row_lse, row_losses = (torch.where(positives.bad, torch.nan, x) for x in (row_lse, row_losses))
-    loss = _reduce(row_losses, positives.row_count, reduction)
+    loss = tiles.reduce(row_losses, positives.row_count, reduction)
     if column_sums is None:
         none = row_lse.new_empty(0), positives.row_count.new_empty(0)
         return loss.to(dtype), row_lse, positives.row_count, *none
     column_lse, column_losses = tiles.finish(column_sums, positives.column_count, dtype)
-    loss = 0.5 * loss + 0.5 * _reduce(column_losses, positives.column_count, reduction)
+    loss = 0.5 * loss + 0.5 * tiles.reduce(column_losses, positives.column_count, reduction)
     return loss.to(dtype), row_lse, positives.row_count, column_lse, positives.column_count
 
 
@@ -164,7 +164,7 @@ def _by_whole_rows(
             tiles.put_product(dkey, g[:, :with_gradient].T, padded.of(q_factor), add=i.first > 0)
     row_lse, losses = tiles.finish(sums, positives.row_count, dtype)
     dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else q.new_empty(0)
-    loss = (losses * share).sum().to(dtype)
+    loss = tiles.reduce(losses, positives.row_count, reduction).to(dtype)
     return (
         loss,
         row_lse,
@@ -371,7 +371,8 @@ def _share(dloss: Tensor, count: Tensor, reduction: str) -> Tensor:
     return torch.where(count > 0, dloss, 0.0)
 
 
-def _reduce(losses: Tensor, count: Tensor, reduction: str) -> Tensor:
+def reduce(losses: Tensor, count: Tensor, reduction: str) -> Tensor:
+    """As Tiles.reduce."""
     if reduction == "none":
         return losses
     total = losses.sum()

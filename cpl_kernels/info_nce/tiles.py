@@ -141,6 +141,9 @@ class Tiles(Protocol):
     def finish(self, sums: Sums, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """As Sums.finish."""
 
+    def reduce(self, losses: Tensor, count: Tensor, reduction: str) -> Tensor:
+        """The sum of losses, or their mean over those with a positive, in float64; or the losses as they are."""
+
     def gradient(
         self,
         query: Tensor,

@@ -248,6 +248,7 @@ class TritonTiles:
             _merge(columns, place.columns.first, of_columns)
 
     finish = staticmethod(Sums.finish)
+    reduce = staticmethod(tiled.reduce)
 
     def gradient(
         self,

@@ -74,6 +74,11 @@ inline void info_nce_finish(SumsArgs sums, Address count, double scale, Address 
                                threads));
 }
 
+inline double info_nce_reduce(Address losses, Address count, int64_t n, bool mean) {
+  CPL_CALL_ISA(info_nce_reduce(static_cast<const double*>(pointer(losses)), static_cast<const int64_t*>(pointer(count)),
+                               n, mean));
+}
+
 #if defined(CPL_WITH_CUDA)
 // addresses of query, key and temperature, features, first row, rows, first column, columns, without the diagonal,
 // dtype

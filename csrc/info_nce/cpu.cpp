@@ -459,5 +459,21 @@ void info_nce_finish(const Sums& sums, const int64_t* count, int64_t n, double s
   choose(dtype, [&](auto* type) { finish(sums, count, n, scale, static_cast<decltype(type)>(lse), losses, threads); });
 }
 
+double info_nce_reduce(const double* losses, const int64_t* count, int64_t n, bool mean) {
+  double sum = 0;
+  int64_t counted = 0;
+  for (int64_t first = 0; first < n; first += kFlush) {
+    const int64_t end = std::min(n, first + kFlush);
+    double part = 0;
+#pragma omp simd reduction(+ : part, counted)
+    for (int64_t i = first; i < end; ++i) {
+      part += losses[i];
+      counted += count[i] > 0;
+    }
+    sum += part;
+  }
+  return mean ? sum / static_cast<double>(std::max<int64_t>(counted, 1)) : sum;
+}
+
 }  // namespace CPL_ISA
 }  // namespace cpl

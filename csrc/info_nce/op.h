@@ -72,6 +72,9 @@ CPL_DECLARE_PER_ISA(void info_nce_gradient(const ProductTile& tile, const Positi
 CPL_DECLARE_PER_ISA(void info_nce_finish(const Sums& sums, const int64_t* count, int64_t n, double scale, void* lse,
                                          DType dtype, double* losses, int threads))
 
+// Of those losses whose count is not 0 the sum, or the mean (0 where there are none).
+CPL_DECLARE_PER_ISA(double info_nce_reduce(const double* losses, const int64_t* count, int64_t n, bool mean))
+
 #if defined(CPL_WITH_CUDA)
 // Neighbouring queries and keys, all of whose pairs make up a tile. A logit is a product divided by the temperature,
 // NaN if that is not positive.
