@@ -46,7 +46,7 @@ class Right:
         """``memory`` gives bytes by their number, from a multiple of 64 on."""
         packed = memory(core.core().products_packed_bytes(*plain.shape, pieces))
         address = packed.data_ptr()
-        has_pieces = core.core().products_pack(_args(plain), pieces, address, torch.get_num_threads())
+        has_pieces = core.core().products_pack(plain_args(plain), pieces, address, torch.get_num_threads())
         return cls(plain, packed if has_pieces else None, address, -(-plain.shape[0] // PANEL), pieces)
 
     def part(self, rows: slice, columns: slice = slice(None)) -> Right:
@@ -58,32 +58,40 @@ class Right:
             self.plain[rows, columns], self.packed if between else None, address, self.steps, self.pieces
         )
 
-    def multiply(self, left: Tensor, out: Tensor, add: bool = False, above_diagonal: bool = False) -> bool:
-        """out = left @ self, or out += left @ self.
+    @property
+    def args(self) -> tuple[int, int, int]:
+        """As the core takes it."""
+        return self.address, self.steps, self.pieces
+
+    def multiply(self, left: Tensor, out: Tensor, add: bool = False, above_diagonal: bool = False) -> None:
+        """out = left @ self, or out += left @ self. A row of ``left`` in which a number has no pieces gives NaN.
 
         Args:
             left: [B, K] fp32, one of its strides 1.
             out: [B, N] fp32, its columns side by side.
             above_diagonal: blocks of PANEL x PANEL results below the diagonal may stay as they are.
-
-        Returns:
-            Whether ``left`` has pieces, as ``packed``. If not, rows of ``out`` with what has none are NaN.
         """
         assert self.packed is not None
-        has_pieces: bool = core.core().products_multiply(
+        core.core().products_multiply(
             out.data_ptr(),
             out.stride(0),
             add,
-            _args(left),
-            (self.address, self.steps, self.pieces),
+            plain_args(left),
+            self.args,
             self.plain.shape[1],
             above_diagonal,
             torch.get_num_threads(),
         )
-        return has_pieces
 
 
-def _args(x: Tensor) -> tuple[int, int, int, int, int]:
+def have_pieces(matrix: Tensor) -> bool:
+    """Whether all numbers of a matrix, [N, K] fp32, have pieces (see Right.packed)."""
+    have: bool = core.core().products_have_pieces(plain_args(matrix), torch.get_num_threads())
+    return have
+
+
+def plain_args(x: Tensor) -> tuple[int, int, int, int, int]:
+    """A matrix as the core takes it."""
     assert x.dtype == torch.float32, x.dtype
     assert 1 in x.stride(), x.stride()
     return (x.data_ptr(), x.shape[0], x.shape[1], x.stride(0), x.stride(1))

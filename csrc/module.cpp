@@ -49,12 +49,17 @@ PYBIND11_MODULE(_core, m) {
   m.def("info_nce_mirror", &cpl::bind::info_nce_mirror, NoGil());
   m.def("info_nce_whole_rows", &cpl::bind::info_nce_whole_rows, NoGil());
   m.def("info_nce_finish", &cpl::bind::info_nce_finish, NoGil());
+  m.def("info_nce_side", &cpl::bind::info_nce_side, NoGil());
   m.def("info_nce_reduce", &cpl::bind::info_nce_reduce, NoGil());
   m.def("info_nce_gradient", &cpl::bind::info_nce_gradient, NoGil());
   m.def("layer_norm2d_forward", &cpl::bind::layer_norm2d_forward, NoGil());
   m.def("layer_norm2d_backward", &cpl::bind::layer_norm2d_backward, NoGil());
 #if defined(CPL_WITH_AMX)
   m.def("products_packed_bytes", &cpl::bind::products_packed_bytes);
+  m.def("products_have_pieces", &cpl::bind::products_have_pieces, NoGil());
+  m.def("info_nce_multiply_rows", &cpl::bind::info_nce_multiply_rows, NoGil());
+  m.def("info_nce_multiply_whole_rows", &cpl::bind::info_nce_multiply_whole_rows, NoGil());
+  m.def("info_nce_multiply_gradient", &cpl::bind::info_nce_multiply_gradient, NoGil());
   m.def("products_pack", &cpl::bind::products_pack, NoGil());
   m.def("products_multiply", &cpl::bind::products_multiply, NoGil());
 #endif

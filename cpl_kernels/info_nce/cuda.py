@@ -75,6 +75,7 @@ class CudaTiles:
 
     finish = staticmethod(Sums.finish)
     reduce = staticmethod(tiled.reduce)
+    side = staticmethod(tiled.side)
 
     def gradient(
         self,

@@ -13,20 +13,18 @@ the inputs are bf16 and the processor has instructions for it: twice as fast, an
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cpl_kernels import products
 from cpl_kernels.autocast import wide
 from cpl_kernels.core import DTYPE_CODES, core
 from cpl_kernels.info_nce import compiled, tiled
 from cpl_kernels.info_nce.positives import Positives
-from cpl_kernels.info_nce.tiles import Place, Side, Sums, round_up, spans
+from cpl_kernels.info_nce.tiles import Factor, Place, Side, Sums, round_up, spans
 from cpl_kernels.info_nce.workspace import Workspace
-from cpl_kernels.products import PANEL, PIECES, Right
-from cpl_kernels.products import available as units_available
 
 # Products of a tile of whole rows: they stay in the L3 cache, and each of torch's products is long enough that the
 # threads' meeting at its end counts for little.
@@ -48,16 +46,23 @@ def why_not(query: Tensor) -> str | None:
     return None
 
 
-def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tiled.forward(NativeTiles, *args)
+def forward(query: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return tiled.forward(_tiles(query), query, *args)
 
 
-def forward_with_gradients(*args: Any) -> tuple[Tensor, ...]:
-    return tiled.forward_with_gradients(NativeTiles, *args)
+def forward_with_gradients(query: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return tiled.forward_with_gradients(_tiles(query), query, *args)
 
 
-def backward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return tiled.backward(NativeTiles, *args)
+def backward(dloss: Tensor, query: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return tiled.backward(_tiles(query), dloss, query, *args)
+
+
+def _tiles(query: Tensor) -> type[NativeTiles]:
+    from cpl_kernels.info_nce.units import UnitTiles  # which is a NativeTiles
+
+    on_units = query.dtype in products.PIECES and query.numel() >= UNITS_FROM and products.available()
+    return UnitTiles if on_units else NativeTiles
 
 
 @functools.cache
@@ -65,16 +70,6 @@ def _multiplies_bf16() -> bool:
     """Whether bf16 products are quicker than fp32 ones here; without such instructions they are many times slower."""
     tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has no public name for it
     return any(getattr(torch.cpu, name, lambda: False)() for name in tests)
-
-
-@dataclass(frozen=True)
-class OnUnits:
-    """A right factor on the matrix units, rows of which can be cut out."""
-
-    right: Right
-
-    def __getitem__(self, rows: slice) -> OnUnits:
-        return OnUnits(self.right.part(rows))
 
 
 class NativeTiles:
@@ -85,8 +80,6 @@ class NativeTiles:
 
     def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype, keep: int = 0) -> None:
         self._given = given
-        self._on_units = given in PIECES and units_available() and query.numel() >= UNITS_FROM
-        self._rights = dict[tuple[int, tuple[int, ...]], Right]()  # by address and strides
         self.unit = 1 / float(temperature)
         self._larger = 2 if query.shape[1] >= LONG else 1
         again = 2 if core().last_level_cache() >= LARGE_CACHE else 1
@@ -108,19 +101,11 @@ class NativeTiles:
         padded[: x.shape[0], : x.shape[1]] = x
         return padded
 
-    def factor(self, operand: Tensor) -> Tensor | OnUnits:
-        if self._on_units:
-            return OnUnits(self._right(operand))
+    def factor(self, operand: Tensor) -> Factor:
         narrow = self._given == torch.bfloat16 and self._large and _multiplies_bf16()
         return operand.to(self._given) if narrow else operand
 
-    def put_product(self, total: Tensor, g: Tensor, x: Tensor | OnUnits, add: bool = False) -> None:
-        if isinstance(x, Tensor):
-            tiled.put_product(total, g, x, add)
-        elif x.right.packed is None:
-            tiled.put_product(total, g, x.right.plain, add)
-        else:
-            x.right.multiply(g, total, add)  # a g without pieces: NaN, as 0 times its infinity would be
+    put_product = staticmethod(tiled.put_product)
 
     def finish(self, sums: Sums, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         lse = torch.empty(len(count), dtype=dtype)
@@ -143,9 +128,24 @@ class NativeTiles:
         made = core().info_nce_reduce(losses.data_ptr(), count.data_ptr(), len(count), mean)
         return torch.tensor(made, dtype=torch.float64)
 
+    def side(
+        self, lse: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype
+    ) -> Side:
+        share, wanted = torch.empty(2, len(count), dtype=dtype).unbind()
+        core().info_nce_side(
+            dloss.contiguous().data_ptr(),
+            dloss.dim(),
+            count.data_ptr(),
+            len(count),
+            reduction == "mean",
+            share.data_ptr(),
+            wanted.data_ptr(),
+            DTYPE_CODES[dtype],
+        )
+        return Side(lse, share, wanted)
+
     def rows_of_whole(self, columns: int) -> int:
-        multiple = PANEL if self._on_units else self.multiple
-        return max(LEAST_ROWS, round_up(self._larger * WHOLE // columns, multiple))
+        return max(LEAST_ROWS, round_up(self._larger * WHOLE // columns, self.multiple))
 
     def add(
         self,
@@ -168,16 +168,16 @@ class NativeTiles:
     def whole_rows(
         self, query: Tensor, key: Tensor, place: Place, sums: Sums, positives: Positives, side: Side
     ) -> Tensor:
-        products = self._multiply(query, key, place)
+        made = self._multiply(query, key, place)
         core().info_nce_whole_rows(
-            self._args(products, place),
+            self._args(made, place),
             compiled.sums(sums),
             compiled.positives(positives),
             compiled.side(side),
             self.dscale.data_ptr(),
             self._threads,
         )
-        return products
+        return made
 
     def gradient(
         self,
@@ -188,73 +188,57 @@ class NativeTiles:
         rows: Side,
         columns: Side | None,
     ) -> Tensor:
-        products = self._multiply(query, key, place)
+        made = self._multiply(query, key, place)
         core().info_nce_gradient(
-            self._args(products, place),
+            self._args(made, place),
             compiled.positives(positives),
             compiled.side(rows),
             compiled.side(columns),
             self.dscale.data_ptr(),
             self._threads,
         )
-        return products
+        return made
 
     def _multiply(self, query: Tensor, key: Tensor, place: Place) -> Tensor:
         """The products of some queries with some keys, padded: kept ones, or in the memory of the last tile."""
         if place in self._kept:
             return self._kept.pop(place)
-        a, b = place.rows.padded(self.multiple).of(query), place.columns.padded(self.multiple).of(key)
-        elements = len(a) * len(b)
+        made = self._memory(query, place)
+        self._put(made, query, key, place)
+        return made
+
+    def _memory(self, query: Tensor, place: Place) -> Tensor:
+        """For the products of a tile: to be kept, if they may."""
+        i, j = place.rows.padded(self.multiple), place.columns.padded(self.multiple)
+        rows, columns = i.end - i.first, j.end - j.first
+        elements = rows * columns
         if elements <= self._may_keep:
             self._may_keep -= elements
-            products = self._kept.setdefault(place, self._workspace.matrix(len(a), len(b), query.dtype))
-        else:
-            if self._buffer.numel() < elements:
-                self._buffer = self._workspace.matrix(1, elements, query.dtype)[0]
-            products = self._buffer[:elements].view(len(a), len(b))
-        if not (self._on_units and self._put_on_units(products, a, key, place)):
-            self._put(products, a, b)
-        return products
+            return self._kept.setdefault(place, self._workspace.matrix(rows, columns, query.dtype))
+        if self._buffer.numel() < elements:
+            self._buffer = self._workspace.matrix(1, elements, query.dtype)[0]
+        return self._buffer[:elements].view(rows, columns)
 
-    def _put_on_units(self, products: Tensor, a: Tensor, key: Tensor, place: Place) -> bool:
-        """As ``_put``; False if some number has no pieces: nothing is put then."""
-        columns = place.columns.padded(self.multiple)
-        right = self._right(key.T).part(slice(None), slice(columns.first, columns.end))
-        if right.packed is None or not right.multiply(a, products, above_diagonal=place.without_diagonal):
-            return False
-        if place.without_diagonal:
-            self._mirror(products)
-        return True
-
-    def _right(self, x: Tensor) -> Right:
-        which = x.data_ptr(), x.stride()
-        if which not in self._rights:
-            self._rights[which] = Right.of(x, PIECES[self._given], self._workspace.bytes)
-        return self._rights[which]
-
-    def _put(self, products: Tensor, a: Tensor, b: Tensor) -> None:
-        """products = a @ b.T. Of those of vectors with themselves, blocks below the diagonal are copies."""
+    def _put(self, made: Tensor, query: Tensor, key: Tensor, place: Place) -> None:
+        """made = query @ key.T of a tile. Of vectors with themselves blocks below the diagonal are copies."""
+        a, b = place.rows.padded(self.multiple).of(query), place.columns.padded(self.multiple).of(key)
         if a.data_ptr() != b.data_ptr() or len(a) != len(b) or len(a) <= BLOCK:
-            tiled.put_product(products, a, b.T)
+            tiled.put_product(made, a, b.T)
             return
         for block in spans(len(a), BLOCK):
-            tiled.put_product(block.of(products)[:, block.first :], block.of(a), a[block.first :].T)
-        self._mirror(products)
+            tiled.put_product(block.of(made)[:, block.first :], block.of(a), a[block.first :].T)
+        self._mirror(made)
 
-    def _mirror(self, products: Tensor) -> None:
-        address, dtype = products.data_ptr(), DTYPE_CODES[products.dtype]
-        core().info_nce_mirror(address, len(products), products.stride(0), dtype, self._threads)
+    def _mirror(self, made: Tensor) -> None:
+        address, dtype = made.data_ptr(), DTYPE_CODES[made.dtype]
+        core().info_nce_mirror(address, len(made), made.stride(0), dtype, self._threads)
 
-    def _args(self, products: Tensor, place: Place) -> tuple[int, int, int, int, int, int, bool, float, int]:
-        rows, columns = place.rows, place.columns
-        return (
-            products.data_ptr(),
-            rows.end - rows.first,
-            columns.end - columns.first,
-            products.shape[1],
-            rows.first,
-            columns.first,
-            place.without_diagonal,
-            self.unit,
-            DTYPE_CODES[products.dtype],
-        )
+    def _args(self, made: Tensor, place: Place) -> tuple[int, int, int, int, int, int, bool, float, int]:
+        return self._tile(made.data_ptr(), made.shape[1], DTYPE_CODES[made.dtype], place)
+
+    def _tile(
+        self, address: int, stride: int, dtype: int, place: Place
+    ) -> tuple[int, int, int, int, int, int, bool, float, int]:
+        i, j = place.rows, place.columns
+        rows, columns = i.end - i.first, j.end - j.first
+        return address, rows, columns, stride, i.first, j.first, place.without_diagonal, self.unit, dtype

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cpl_kernels import autocast, backends, checks
+from cpl_kernels import autocast, backends, checks, registration
 from cpl_kernels.registration import register_differentiable
 
 
@@ -219,11 +219,36 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.symmetric, ctx.ignore_index, ctx.reduction, ctx.backend = symmetric, ignore_index, reduction, backend
 
 
+# torch has no public name for it. Where it has none at all, gradients are multiplied, by 1 too.
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def _kept_gradients(dloss: Tensor, saved: tuple[Tensor, ...], *needs: bool) -> tuple[Tensor, ...] | None:
+    """The gradients that came with the forward, where they are those asked for and nobody can ask again."""
+    had, dtype = saved[-3:], saved[0].dtype
+    if (
+        torch.is_grad_enabled()
+        or _keeps_graph()
+        or registration.transformed((dloss, *had))
+        or not dloss.is_cpu
+        or dloss.dim()
+    ):
+        return None
+    if any(
+        need and (x.dtype != dtype or (x.dim() == 1 and not x.numel()))
+        for need, x in zip(needs, had, strict=True)
+    ):
+        return None
+    return had if any(needs) and float(dloss) == 1.0 else None
+
+
 def _grads(ctx: Any, dloss: Tensor, *_: None) -> tuple[Tensor | None, ...]:
     need_query, need_key, need_temperature = (ctx.needs_input_grad[i] for i in (0, 1, 6))
-    dquery, dkey, dtemperature = info_nce_backward(
+    saved = ctx.saved_tensors  # once: what is checkpointed can be had but once
+    at_once = _kept_gradients(dloss, saved, need_query, need_key, need_temperature)
+    dquery, dkey, dtemperature = at_once or info_nce_backward(
         dloss,
-        *ctx.saved_tensors,
+        *saved,
         ctx.symmetric,
         ctx.ignore_index,
         ctx.reduction,

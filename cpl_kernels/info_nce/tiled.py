@@ -146,9 +146,8 @@ def _by_whole_rows(
     keys, dtype = tiles_of.operand(all_keys), wide(query.dtype)
     positives = positives.with_columns(len(all_keys) - len(key))
     one = torch.ones((), dtype=torch.float64, device=q.device)
-    share = _share(one, positives.row_count, reduction)
-    side = Side.of(None, share, positives.row_count, dtype)
     tiles = tiles_of(q, temperature, query.dtype)
+    side = tiles.side(None, one, positives.row_count, reduction, dtype)
     sums = Sums.of(len(query), q.device, tiles.unit)
     with_gradient = round_up(len(key), tiles.multiple)  # of the keys: the queue has none
     any_tile = len(query) > 0 and len(all_keys) > 0
@@ -247,18 +246,15 @@ def _backward(
     dtype = wide(query.dtype)
     q_factor, key_factor = map(tiles.factor, (q, keys))
     dloss = (0.5 if symmetric else 1) * dloss.double()
-    row_share = _share(dloss, row_positives, reduction)
-    row_side = Side.of(row_lse, row_share, row_positives, dtype)
-    column_side = None
-    if symmetric:
-        column_share = _share(dloss, column_positives, reduction)
-        column_side = Side.of(column_lse, column_share, column_positives, dtype)
+    row_side = tiles.side(row_lse, dloss, row_positives, reduction, dtype)
+    column_side = tiles.side(column_lse, dloss, column_positives, reduction, dtype) if symmetric else None
     left, right = row_side, column_side
     if key is None:  # a tile stands for its mirror image too
         left = right = row_side
     if key is None and symmetric:
         # The logits of row i are those of column i, and its sum is the column's plus the queue's. So both directions
         # are one: exp(s - row_lse) = exp(s - column_lse) exp(column_lse - row_lse), the latter at most 1.
+        row_share, column_share = (_share(dloss, n, reduction) for n in (row_positives, column_positives))
         fewer = torch.where(row_positives > 0, torch.exp(column_lse.double() - row_lse.double()), 0.0)
         wanted = (row_share + column_share) / row_positives.clamp(min=1)
         left = right = Side(column_lse, (row_share * fewer + column_share).to(dtype), wanted.to(dtype))
@@ -362,6 +358,12 @@ def _positives(
 ) -> Positives:
     keys = None if key is None else len(key)
     return Positives.of(len(query), keys, targets, query_labels, key_labels, ignore_index, query.device)
+
+
+def side(lse: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype) -> Side:
+    """As Tiles.side."""
+    share = _share(dloss, count, reduction)
+    return Side(lse, share.to(dtype), (share / count.clamp(min=1)).to(dtype))
 
 
 def _share(dloss: Tensor, count: Tensor, reduction: str) -> Tensor:

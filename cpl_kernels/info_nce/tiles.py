@@ -61,9 +61,8 @@ class Sums:
 
     @classmethod
     def of(cls, count: int, device: torch.device, unit: float) -> Sums:
-        data = torch.zeros(3, count, dtype=torch.float64, device=device)
-        data[0] = -torch.inf
-        return cls(data, unit)
+        nothing = torch.tensor([[-torch.inf], [0.0], [0.0]], dtype=torch.float64, device=device)
+        return cls(nothing.expand(3, count).clone(), unit)
 
     def clone(self) -> Sums:
         return Sums(self.data.clone(), self.unit)
@@ -92,10 +91,6 @@ class Side:
     lse: Tensor | None
     share: Tensor
     wanted: Tensor
-
-    @classmethod
-    def of(cls, lse: Tensor | None, share: Tensor, count: Tensor, dtype: torch.dtype) -> Side:
-        return cls(lse, share.to(dtype), (share / count.clamp(min=1)).to(dtype))
 
 
 class Tiles(Protocol):
@@ -143,6 +138,11 @@ class Tiles(Protocol):
 
     def reduce(self, losses: Tensor, count: Tensor, reduction: str) -> Tensor:
         """The sum of losses, or their mean over those with a positive, in float64; or the losses as they are."""
+
+    def side(
+        self, lse: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype
+    ) -> Side:
+        """Of all rows, or columns. ``dloss``: of the result, float64; ``count``: of positives, [n] int64."""
 
     def gradient(
         self,

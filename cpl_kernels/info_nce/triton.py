@@ -249,6 +249,7 @@ class TritonTiles:
 
     finish = staticmethod(Sums.finish)
     reduce = staticmethod(tiled.reduce)
+    side = staticmethod(tiled.side)
 
     def gradient(
         self,

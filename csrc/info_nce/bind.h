@@ -1,10 +1,12 @@
 // info_nce as Python calls it.
 #pragma once
 
+#include <algorithm>
 #include <tuple>
 
 #include "common/pyview.h"
 #include "info_nce/op.h"
+#include "products/bind.h"
 
 namespace cpl::bind {
 
@@ -45,8 +47,22 @@ inline void info_nce_mirror(Address data, int64_t rows, int64_t stride, int dtyp
   CPL_CALL_ISA(info_nce_mirror(pointer(data), rows, stride, static_cast<DType>(dtype), threads));
 }
 
+inline void rows_of(const ProductTile& tile, const Sums& sums, const Positives& positives, int threads) {
+  CPL_CALL_ISA(info_nce_rows(tile, sums, positives, threads));
+}
+
+inline void whole_rows_of(const ProductTile& tile, const Sums& sums, const Positives& positives, const Side& rows,
+                          double* dscale, int threads) {
+  CPL_CALL_ISA(info_nce_whole_rows(tile, sums, positives, rows, dscale, threads));
+}
+
+inline void gradient_of(const ProductTile& tile, const Positives& positives, const Side& rows, const Side& columns,
+                        double* dscale, int threads) {
+  CPL_CALL_ISA(info_nce_gradient(tile, positives, rows, columns, dscale, threads));
+}
+
 inline void info_nce_rows(ProductTileArgs tile, SumsArgs sums, PositivesArgs positives, int threads) {
-  CPL_CALL_ISA(info_nce_rows(product_tile(tile), sums_of(sums), positives_of(positives), threads));
+  rows_of(product_tile(tile), sums_of(sums), positives_of(positives), threads);
 }
 
 inline void info_nce_rows_and_columns(ProductTileArgs tile, SumsArgs rows, SumsArgs columns, PositivesArgs positives,
@@ -57,14 +73,14 @@ inline void info_nce_rows_and_columns(ProductTileArgs tile, SumsArgs rows, SumsA
 
 inline void info_nce_whole_rows(ProductTileArgs tile, SumsArgs sums, PositivesArgs positives, SideArgs rows,
                                 Address dscale, int threads) {
-  CPL_CALL_ISA(info_nce_whole_rows(product_tile(tile), sums_of(sums), positives_of(positives), side_of(rows),
-                                   static_cast<double*>(pointer(dscale)), threads));
+  whole_rows_of(product_tile(tile), sums_of(sums), positives_of(positives), side_of(rows),
+                static_cast<double*>(pointer(dscale)), threads);
 }
 
 inline void info_nce_gradient(ProductTileArgs tile, PositivesArgs positives, SideArgs rows, SideArgs columns,
                               Address dscale, int threads) {
-  CPL_CALL_ISA(info_nce_gradient(product_tile(tile), positives_of(positives), side_of(rows), side_of(columns),
-                                 static_cast<double*>(pointer(dscale)), threads));
+  gradient_of(product_tile(tile), positives_of(positives), side_of(rows), side_of(columns),
+              static_cast<double*>(pointer(dscale)), threads);
 }
 
 inline void info_nce_finish(SumsArgs sums, Address count, double scale, Address lse, int dtype, Address losses,
@@ -78,6 +94,56 @@ inline double info_nce_reduce(Address losses, Address count, int64_t n, bool mea
   CPL_CALL_ISA(info_nce_reduce(static_cast<const double*>(pointer(losses)), static_cast<const int64_t*>(pointer(count)),
                                n, mean));
 }
+
+inline void info_nce_side(Address dloss, int64_t stride, Address count, int64_t n, bool mean, Address share,
+                          Address wanted, int dtype) {
+  CPL_CALL_ISA(info_nce_side(static_cast<const double*>(pointer(dloss)), stride,
+                             static_cast<const int64_t*>(pointer(count)), n, mean, pointer(share), pointer(wanted),
+                             static_cast<DType>(dtype)));
+}
+
+#if defined(CPL_WITH_AMX)
+// Multiplies a tile on the matrix units, and does to a block of rows of products at a time, while they are in the
+// cache, what the function of the name without "multiply" does. Factors are padded, so stride is the columns' number.
+template <typename Rows>
+void multiply_tile(const PlainArgs& left, const PackedArgs& right, const ProductTile& tile, int threads,
+                   const Rows& then) {
+  need_units();
+  const products::Result out{static_cast<float*>(tile.data), tile.stride, tile.stride};
+  const auto part_then = [&](float* rows, int64_t stride, int64_t first, int64_t end) {
+    ProductTile part = tile;
+    part.data = rows;
+    part.stride = stride;
+    part.first_row += first;
+    part.rows = std::min(end, tile.rows) - first;
+    if (part.rows > 0) then(part);
+  };
+  products::multiply(out, false, plain(left), packed(right), false, part_then, threads);
+}
+
+// The tile's address may be 0: products are kept no longer than this takes.
+inline void info_nce_multiply_rows(PlainArgs left, PackedArgs right, ProductTileArgs tile, SumsArgs sums,
+                                   PositivesArgs positives, int threads) {
+  multiply_tile(left, right, product_tile(tile), threads,
+                [&](const ProductTile& part) { rows_of(part, sums_of(sums), positives_of(positives), 1); });
+}
+
+inline void info_nce_multiply_whole_rows(PlainArgs left, PackedArgs right, ProductTileArgs tile, SumsArgs sums,
+                                         PositivesArgs positives, SideArgs rows, Address dscale, int threads) {
+  multiply_tile(left, right, product_tile(tile), threads, [&](const ProductTile& part) {
+    whole_rows_of(part, sums_of(sums), positives_of(positives), side_of(rows), static_cast<double*>(pointer(dscale)),
+                  1);
+  });
+}
+
+inline void info_nce_multiply_gradient(PlainArgs left, PackedArgs right, ProductTileArgs tile, PositivesArgs positives,
+                                       SideArgs rows, SideArgs columns, Address dscale, int threads) {
+  multiply_tile(left, right, product_tile(tile), threads, [&](const ProductTile& part) {
+    gradient_of(part, positives_of(positives), side_of(rows), side_of(columns), static_cast<double*>(pointer(dscale)),
+                1);
+  });
+}
+#endif
 
 #if defined(CPL_WITH_CUDA)
 // addresses of query, key and temperature, features, first row, rows, first column, columns, without the diagonal,

@@ -475,5 +475,20 @@ double info_nce_reduce(const double* losses, const int64_t* count, int64_t n, bo
   return mean ? sum / static_cast<double>(std::max<int64_t>(counted, 1)) : sum;
 }
 
+void info_nce_side(const double* dloss, int64_t stride, const int64_t* count, int64_t n, bool mean, void* share,
+                   void* wanted, DType dtype) {
+  choose(dtype, [&](auto* type) {
+    using A = std::remove_pointer_t<decltype(type)>;
+    int64_t counted = 0;
+    for (int64_t i = 0; i < n; ++i) counted += count[i] > 0;
+    const double rows = mean ? static_cast<double>(std::max<int64_t>(counted, 1)) : 1.0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double own = count[i] > 0 ? dloss[i * stride] / rows : 0.0;
+      static_cast<A*>(share)[i] = static_cast<A>(own);
+      static_cast<A*>(wanted)[i] = static_cast<A>(own / static_cast<double>(std::max<int64_t>(count[i], 1)));
+    }
+  });
+}
+
 }  // namespace CPL_ISA
 }  // namespace cpl

@@ -75,6 +75,10 @@ CPL_DECLARE_PER_ISA(void info_nce_finish(const Sums& sums, const int64_t* count,
 // Of those losses whose count is not 0 the sum, or the mean (0 where there are none).
 CPL_DECLARE_PER_ISA(double info_nce_reduce(const double* losses, const int64_t* count, int64_t n, bool mean))
 
+// The share and wanted of Side, for n rows of `count` positives. dloss: of the result, or of each row (stride 1).
+CPL_DECLARE_PER_ISA(void info_nce_side(const double* dloss, int64_t stride, const int64_t* count, int64_t n, bool mean,
+                                       void* share, void* wanted, DType dtype))
+
 #if defined(CPL_WITH_CUDA)
 // Neighbouring queries and keys, all of whose pairs make up a tile. A logit is a product divided by the temperature,
 // NaN if that is not positive.

@@ -25,6 +25,7 @@ constexpr int64_t kLine = 16;             // numbers of a cache line
 constexpr int64_t kSteps = 16;            // of a sum before it is added to the result: 512 terms
 constexpr int64_t kLeftBytes = 3 << 17;   // of left panels in the L2 cache, of which there are 2 MiB
 constexpr int64_t kRightBytes = 3 << 15;  // of right panels there
+constexpr int64_t kRowsBytes = 1 << 20;   // of results there, where something is done to them
 constexpr int64_t kRowsAhead = 2;         // of a left factor, fetched before they are needed
 
 // Of the calling thread, until it ends: 64-byte aligned. Memory of a call's own would come from the system page by
@@ -141,20 +142,13 @@ void block(const char* left, const char* right, int64_t steps, float* out, int64
   CPL_TILE_STORE(3, out + 16 * stride + 16, bytes);
 }
 
-struct Result {
-  float* data;
-  int64_t rows;
-  int64_t columns;
-  int64_t stride;
-};
-
 // A block at (row, column), of which only a part may be results. What is added to is so once for all terms: not
 // rounded at each.
 template <int kPieces>
-void put_block(const char* left, const char* right, int64_t steps, const Result& out, int64_t row, int64_t column,
-               bool add, Ahead& ahead) {
+void put_block(const char* left, const char* right, int64_t steps, const Result& out, int64_t row, int64_t all_rows,
+               int64_t column, bool add, Ahead& ahead) {
   float* const at = out.data + row * out.stride + column;
-  const int64_t rows = std::min(kPanel, out.rows - row), columns = std::min(kPanel, out.columns - column);
+  const int64_t rows = std::min(kPanel, all_rows - row), columns = std::min(kPanel, out.columns - column);
   if (!add && rows == kPanel && columns == kPanel) {
     return block<kPieces>(left, right, steps, at, out.stride, ahead);
   }
@@ -189,55 +183,66 @@ Range share(int64_t panels, bool above_diagonal, int t, int threads) {
   return {border(t), border(t + 1)};
 }
 
+// What a thread does: rows of blocks [rows.first, rows.end), of them the columns of blocks [columns.first,
+// columns.end).
 template <int kPieces>
-bool multiply_by(const Result& out, bool add, const Plain& left, const Packed& right, bool above_diagonal,
-                 int threads) {
+void multiply_some(const Result& out, bool add, const Plain& left, const Packed& right, bool above_diagonal,
+                   const Rows& then, Range rows, Range columns, int64_t together, char* own) {
   const char* const packed = static_cast<const char*>(right.data);
-  const int64_t panels = count_of(out.rows, kPanel), right_panels = count_of(out.columns, kPanel);
-  const int64_t steps = count_of(left.columns, kStep);
-  const bool by_rows = panels >= threads || above_diagonal;
-  threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, by_rows ? panels : right_panels)));
-  const int64_t most_steps = std::min(steps, kSteps);
-  const int64_t together = std::clamp<int64_t>(kLeftBytes / (most_steps * kStepBytes<kPieces>), 1, panels);
+  const int64_t steps = count_of(left.columns, kStep), most_steps = std::min(steps, kSteps);
   const int64_t right_together = std::max<int64_t>(1, kRightBytes / (most_steps * kStepBytes<kPieces>));
-  const int64_t bytes = together * most_steps * kStepBytes<kPieces>;
-  char* const memory =
-      memory_of_caller(static_cast<size_t>(threads * bytes));  // before the threads start: it may throw
-  std::atomic<bool> in_pieces{true};
-  CPL_ISA::parallel_for(threads, threads, 0, [&](int64_t t, char*) {
-    char* const own = memory + t * bytes;
-    const int thread = static_cast<int>(t);
-    const Range rows = by_rows ? share(panels, above_diagonal, thread, threads) : Range{0, panels};
-    const Range columns = by_rows ? Range{0, right_panels} : share(right_panels, false, thread, threads);
-    const Registers registers;
-    Largest largest;
+  float* const own_rows = reinterpret_cast<float*>(own + together * most_steps * kStepBytes<kPieces>);
+  const Registers registers;
+  Largest unused;
+  for (int64_t begin = rows.first; begin < rows.end; begin += together) {
+    const int64_t end = std::min(rows.end, begin + together);
+    const int64_t row = begin * kPanel, count_rows = std::min(left.rows, end * kPanel) - row;
+    const Result block_rows{out.data == nullptr ? own_rows : out.data + row * out.stride, out.stride, out.columns};
     for (int64_t s = 0; s < steps; s += kSteps) {
       const int64_t count = std::min(kSteps, steps - s), panel_bytes = count * kStepBytes<kPieces>;
-      for (int64_t begin = rows.first; begin < rows.end; begin += together) {
-        const int64_t end = std::min(rows.end, begin + together);
+      for (int64_t i = begin; i < end; ++i) {
+        put_panel<kPieces, Side::kLeft>(left.data + i * kPanel * left.row_stride, left.rows - i * kPanel,
+                                        left.row_stride, left.columns, left.column_stride, s, count,
+                                        own + (i - begin) * panel_bytes, unused);
+      }
+      const auto panel = [&](int64_t j) { return packed + (j * right.steps + s) * kStepBytes<kPieces>; };
+      for (int64_t from = above_diagonal ? begin : columns.first; from < columns.end; from += right_together) {
+        const int64_t to = std::min(columns.end, from + right_together);
+        Ahead ahead{panel(to), count_of(kStepBytes<kPieces> / 64 / kFours<kPieces>, end - begin)};
         for (int64_t i = begin; i < end; ++i) {
-          const int64_t row = i * kPanel;
-          put_panel<kPieces, Side::kLeft>(left.data + row * left.row_stride, out.rows - row, left.row_stride,
-                                          left.columns, left.column_stride, s, count, own + (i - begin) * panel_bytes,
-                                          largest);
-        }
-        const int64_t first = above_diagonal ? begin : columns.first;
-        for (int64_t from = first; from < columns.end; from += right_together) {
-          const int64_t to = std::min(columns.end, from + right_together);
-          const auto panel = [&](int64_t j) { return packed + (j * right.steps + s) * kStepBytes<kPieces>; };
-          Ahead ahead{panel(to), count_of(kStepBytes<kPieces> / 64 / kFours<kPieces>, end - begin)};
-          for (int64_t i = begin; i < end; ++i) {
-            for (int64_t j = above_diagonal ? std::max(from, i) : from; j < to; ++j) {
-              put_block<kPieces>(own + (i - begin) * panel_bytes, panel(j), count, out, i * kPanel, j * kPanel,
-                                 add || s > 0, ahead);
-            }
+          for (int64_t j = above_diagonal ? std::max(from, i) : from; j < to; ++j) {
+            put_block<kPieces>(own + (i - begin) * panel_bytes, panel(j), count, block_rows, (i - begin) * kPanel,
+                               count_rows, j * kPanel, add || s > 0, ahead);
           }
         }
       }
     }
-    if (largest.too_large()) in_pieces = false;
+    if (then) then(block_rows.data, block_rows.stride, row, row + count_rows);
+  }
+}
+
+template <int kPieces>
+void multiply_by(const Result& out, bool add, const Plain& left, const Packed& right, bool above_diagonal,
+                 const Rows& then, int threads) {
+  const int64_t panels = count_of(left.rows, kPanel), right_panels = count_of(out.columns, kPanel);
+  const int64_t most_steps = std::min(count_of(left.columns, kStep), kSteps);
+  const bool by_rows = panels >= threads || above_diagonal || then;
+  threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, by_rows ? panels : right_panels)));
+  int64_t together = kLeftBytes / (most_steps * kStepBytes<kPieces>);
+  // Of rows too long for the cache it does not matter how many are together.
+  const int64_t fit = kRowsBytes / (kPanel * out.stride * 4);
+  if (then && (fit > 1 || out.data == nullptr)) together = std::min(together, fit);
+  together = std::clamp<int64_t>(together, 1, count_of(panels, by_rows ? threads : 1));
+  const int64_t rows_bytes = out.data == nullptr ? together * kPanel * out.stride * 4 : 0;
+  const int64_t bytes = together * most_steps * kStepBytes<kPieces> + rows_bytes;
+  char* const memory =
+      memory_of_caller(static_cast<size_t>(threads * bytes));  // before the threads start: it may throw
+  CPL_ISA::parallel_for(threads, threads, 0, [&](int64_t t, char*) {
+    const int thread = static_cast<int>(t);
+    const Range rows = by_rows ? share(panels, above_diagonal, thread, threads) : Range{0, panels};
+    const Range columns = by_rows ? Range{0, right_panels} : share(right_panels, false, thread, threads);
+    multiply_some<kPieces>(out, add, left, right, above_diagonal, then, rows, columns, together, memory + t * bytes);
   });
-  return in_pieces;
 }
 
 template <int kPieces>
@@ -289,16 +294,36 @@ bool pack(const Plain& right, int pieces, void* packed, int threads) {
   });
 }
 
-bool multiply(float* out, int64_t stride, bool add, const Plain& left, const Packed& right, int64_t columns,
-              bool above_diagonal, int threads) {
-  const Result result{out, left.rows, columns, stride};
-  if (left.rows == 0 || columns == 0) return true;
+bool has_pieces(const Plain& matrix, int threads) {
+  const bool along_rows = matrix.column_stride == 1;
+  const int64_t lines = along_rows ? matrix.rows : matrix.columns;
+  const int64_t length = along_rows ? matrix.columns : matrix.rows;
+  std::atomic<bool> all{true};
+  CPL_ISA::parallel_for(lines, threads, 0, [&](int64_t i, char*) {
+    const float* const line = matrix.data + i * (along_rows ? matrix.row_stride : matrix.column_stride);
+    uint32_t largest = 0;
+#pragma omp simd reduction(max : largest)
+    for (int64_t j = 0; j < length; ++j) {
+      uint32_t bits;
+      memcpy(&bits, line + j, sizeof bits);
+      bits &= 0x7fffffffu;
+      largest = bits > largest ? bits : largest;
+    }
+    if (largest >= kTooLarge) all = false;
+  });
+  return all;
+}
+
+void multiply(const Result& out, bool add, const Plain& left, const Packed& right, bool above_diagonal,
+              const Rows& then, int threads) {
+  if (left.rows == 0 || out.columns == 0) return;
   if (left.columns == 0) {
-    for (int64_t i = 0; i < (add ? 0 : left.rows); ++i) std::fill_n(out + i * stride, columns, 0.0f);
-    return true;
+    for (int64_t i = 0; i < (add ? 0 : left.rows); ++i) std::fill_n(out.data + i * out.stride, out.columns, 0.0f);
+    return;
   }
-  return choose(right.pieces, [&](auto count) {
-    return multiply_by<decltype(count)::value>(result, add, left, right, above_diagonal, threads);
+  choose(right.pieces, [&](auto count) {
+    multiply_by<decltype(count)::value>(out, add, left, right, above_diagonal, then, threads);
+    return true;
   });
 }
 

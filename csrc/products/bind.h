@@ -33,12 +33,21 @@ inline bool products_pack(PlainArgs right, int pieces, Address packed, int threa
   return products::pack(plain(right), pieces, pointer(packed), threads);
 }
 
-inline bool products_multiply(Address out, int64_t stride, bool add, PlainArgs left, PackedArgs right, int64_t columns,
+inline bool products_have_pieces(PlainArgs matrix, int threads) {
+  need_units();
+  return products::has_pieces(plain(matrix), threads);
+}
+
+inline products::Packed packed(const PackedArgs& args) {
+  const auto& [data, steps, pieces] = args;
+  return {pointer(data), steps, pieces};
+}
+
+inline void products_multiply(Address out, int64_t stride, bool add, PlainArgs left, PackedArgs right, int64_t columns,
                               bool above_diagonal, int threads) {
   need_units();
-  const auto& [data, steps, pieces] = right;
-  return products::multiply(static_cast<float*>(pointer(out)), stride, add, plain(left), {pointer(data), steps, pieces},
-                            columns, above_diagonal, threads);
+  const products::Result result{static_cast<float*>(pointer(out)), stride, columns};
+  products::multiply(result, add, plain(left), packed(right), above_diagonal, {}, threads);
 }
 #endif
 

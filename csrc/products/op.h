@@ -10,10 +10,11 @@
 // fewer of them than a chain of multiplications and additions. Numbers below 2^-110 lose digits: what is below 2^-126
 // is 0 to the unit.
 //
-// An infinity, and a number that bf16 would round to one, has no pieces: pack and multiply say so by returning false.
+// An infinity, a NaN, and a number that bf16 would round to an infinity have no pieces.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 namespace cpl::products {
 
@@ -43,10 +44,24 @@ bool available();
 // The whole of `right` into `packed`, 64-byte aligned. False: it has no pieces, and `packed` is of no use.
 bool pack(const Plain& right, int pieces, void* packed, int threads);
 
-// out = left right, or out += left right; [left.rows, columns] in fp32, its columns side by side. The right factor has
-// as many rows as left has columns. above_diagonal: 32 x 32 blocks wholly below out's diagonal are left as they are.
-// False: left has no pieces; out is of no use.
-bool multiply(float* out, int64_t stride, bool add, const Plain& left, const Packed& right, int64_t columns,
-              bool above_diagonal, int threads);
+// Whether all of a matrix has pieces.
+bool has_pieces(const Plain& matrix, int threads);
+
+// Rows of results that are complete, while they are in the L2 cache: [end - first, columns], a thread's own.
+using Rows = std::function<void(float* rows, int64_t stride, int64_t first, int64_t end)>;
+
+struct Result {
+  float* data;  // [rows, columns], its columns side by side; null: kept no longer than `then` takes
+  int64_t stride;
+  int64_t columns;
+};
+
+// out = left right, or out += left right. The right factor has as many rows as left has columns. A left number without
+// pieces makes its row NaN.
+//
+// above_diagonal: 32 x 32 blocks wholly below out's diagonal are left as they are. then: called for rows, any thread's,
+// when they are complete; it may change them. It may be empty; where it is not, there must be terms to sum.
+void multiply(const Result& out, bool add, const Plain& left, const Packed& right, bool above_diagonal,
+              const Rows& then, int threads);
 
 }  // namespace cpl::products

@@ -42,7 +42,7 @@ def packed(right: Tensor, pieces: int = 3) -> products.Right:
 
 def product(left: Tensor, right: products.Right, **options: bool) -> Tensor:
     out = torch.empty(len(left), right.plain.shape[1])
-    assert right.multiply(left, out, **options)
+    right.multiply(left, out, **options)
     return out
 
 
@@ -103,7 +103,7 @@ def test_added(shape: tuple[int, int, int]) -> None:
     left, right = numbers(rows, terms, 0), packed(numbers(terms, columns, 1))
     before = numbers(rows, columns, 2)
     out = before.clone()
-    assert right.multiply(left, out, add=True)
+    right.multiply(left, out, add=True)
     expected = product(left, right) if terms <= 512 else None
     if expected is not None:  # one sum, added once
         assert torch.equal(out, before + expected)
@@ -116,7 +116,7 @@ def test_added(shape: tuple[int, int, int]) -> None:
 def test_only_what_is_named_is_written() -> None:
     left, right = numbers(37, 40, 0), numbers(40, 45, 1)
     around = torch.full((40, 64), torch.nan)
-    assert packed(right).multiply(left, around[:37, :45])
+    packed(right).multiply(left, around[:37, :45])
     assert around[37:].isnan().all()
     assert around[:, 45:].isnan().all()
     assert torch.equal(around[:37, :45], product(left, packed(right)))
@@ -148,7 +148,7 @@ def test_above_the_diagonal(size: int) -> None:
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         out = torch.full((size, size), torch.nan)
-        assert right.multiply(left, out, above_diagonal=True)
+        right.multiply(left, out, above_diagonal=True)
         above = panel[:, None] <= panel[None, :]
         assert torch.equal(out[above], whole[above])
         assert out[~above].isnan().all()
@@ -174,8 +174,14 @@ def test_what_has_no_pieces_is_told(bad: float, turned: bool) -> None:
         other = good.clone(memory_format=torch.preserve_format)
         other[place] = bad
         assert packed(other).packed is None
-        assert not packed(good).multiply(other, torch.empty(40, 40))
+        assert not products.have_pieces(other)
+        made = product(other, packed(good))
+        assert made[place[0]].isnan().all()
+        rest = torch.arange(40) != place[0]
+        assert torch.equal(made[rest], product(good, packed(good))[rest])
+    assert products.have_pieces(good)
     largest = torch.full((1, 1), 3.38e38)
+    assert products.have_pieces(largest)
     assert packed(largest).packed is not None
     assert product(torch.ones(1, 1), packed(largest)).item() == largest.item()
 
@@ -186,5 +192,5 @@ def test_nothing_to_do() -> None:
     nothing = packed(torch.empty(0, 4))
     assert torch.equal(product(torch.empty(3, 0), nothing), torch.zeros(3, 4))
     ones = torch.ones(3, 4)
-    assert nothing.multiply(torch.empty(3, 0), ones, add=True)
+    nothing.multiply(torch.empty(3, 0), ones, add=True)
     assert torch.equal(ones, torch.ones(3, 4))

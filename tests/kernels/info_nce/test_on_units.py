@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import cpl_kernels
-from cpl_kernels import products
-from cpl_kernels.info_nce import native, op, tiled
+from cpl_kernels import core, products
+from cpl_kernels.info_nce import native, op, tiled, units
 from tests.kernels.info_nce.spec import IGNORE, SPEC
 from tests.kernels.info_nce.test_tiles import evaluate, integers, rows, same_at_any_thread_count
 from tests.kernels.spec import Case
@@ -22,23 +22,32 @@ pytestmark = [
 ]
 
 
+class Counted:
+    """The core, whose calls are noted."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls.append(name)
+        return getattr(core.core(), name)
+
+    def multiplied(self) -> list[str]:
+        return [name for name in self.calls if "multiply" in name]
+
+
 @pytest.fixture(autouse=True)
-def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The sizes of products on the units, however few the vectors are."""
-    sizes: list[tuple[int, ...]] = []
-    multiply = products.Right.multiply
-
-    def noted(right: products.Right, left: Tensor, out: Tensor, *args: bool, **options: bool) -> bool:
-        sizes.append((*left.shape, out.shape[1]))
-        return multiply(right, left, out, *args, **options)
-
-    monkeypatch.setattr(products.Right, "multiply", noted)
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """Of the core; products go to the units however few the vectors are."""
+    counted = Counted()
+    monkeypatch.setattr(units, "core", lambda: counted)
+    monkeypatch.setattr(products, "core", SimpleNamespace(core=lambda: counted, available=lambda: True))
     monkeypatch.setattr(native, "UNITS_FROM", 0)
     monkeypatch.setattr(native.NativeTiles, "row_step", 64)
     monkeypatch.setattr(native.NativeTiles, "column_step", 32)
     monkeypatch.setattr(native, "LEAST_ROWS", 32)
     monkeypatch.setattr(native, "WHOLE", 1)
-    return sizes
+    return counted
 
 
 @pytest.fixture(params=["kept", "some kept", "later"])
@@ -85,14 +94,14 @@ def test_every_case(case: Case, dtype: torch.dtype) -> None:
     # With "labels" there are more keys than queries, and so no loss per pair.
     [(name, "mean") for name in MANY] + [(name, "none") for name in MANY if name != "labels"],
 )
-def test_many_tiles(name: str, reduction: str, multiplied: list[tuple[int, ...]]) -> None:
+def test_many_tiles(name: str, reduction: str, calls: Counted) -> None:
     """No further from fp64 than torch's formula in fp32 is, but for the order of sums."""
     query = rows(83)
     gold = evaluate(MANY[name], torch.float64, "reference", reduction, query)
-    assert not multiplied
+    assert not calls.multiplied()
     same = evaluate(MANY[name], torch.float32, "reference", reduction, query)
     got = evaluate(MANY[name], torch.float32, "native", reduction, query)
-    assert len(multiplied) > 6
+    assert len(calls.multiplied()) > 6
     for ours, theirs, expected in zip(got, same, gold, strict=True):
         largest = expected.abs().max()
         error, allowed = (x.double().sub(expected).abs().max() for x in (ours, theirs))
@@ -136,7 +145,7 @@ def test_what_has_no_pieces_gives_what_torchs_products_give(
             arrangement["key"] = arrangement["key"].clone().index_fill_(0, torch.tensor(40), 0.0)
             arrangement["key"][40, 3] = bad
         for on_units in (True, False):
-            monkeypatch.setattr(native, "units_available", lambda on_units=on_units: on_units)
+            monkeypatch.setattr(products, "available", lambda on_units=on_units: on_units)
             found[on_units] = evaluate(arrangement, torch.float32, "native", "mean", query)
         torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-5, equal_nan=True)
 
@@ -152,17 +161,30 @@ def test_a_gradient_without_pieces_is_nan() -> None:
     assert grad[6:].isfinite().all()
 
 
-def test_few_vectors_are_left_to_torch(
-    monkeypatch: pytest.MonkeyPatch, multiplied: list[tuple[int, ...]]
-) -> None:
-    monkeypatch.setattr(native, "UNITS_FROM", 96 * 32 + 1)  # of vectors padded to 16 and 16
+def test_few_vectors_are_left_to_torch(monkeypatch: pytest.MonkeyPatch, calls: Counted) -> None:
+    monkeypatch.setattr(native, "UNITS_FROM", 83 * 24 + 1)
     cpl_kernels.info_nce(rows(83).float(), rows(83).float(), backend="native")
-    assert not multiplied
-    cpl_kernels.info_nce(rows(97).float(), rows(97).float(), backend="native")
-    assert multiplied
-    multiplied.clear()
-    cpl_kernels.info_nce(rows(97), rows(97), backend="native")
-    assert not multiplied, "units do not multiply in fp64"
+    assert not calls.multiplied()
+    cpl_kernels.info_nce(rows(84).float(), rows(84).float(), backend="native")
+    assert calls.multiplied()
+    calls.calls.clear()
+    cpl_kernels.info_nce(rows(84), rows(84), backend="native")
+    assert not calls.multiplied(), "units do not multiply in fp64"
+
+
+@pytest.mark.parametrize("name", ["one direction", "symmetric", "SimCLR"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_blocks_of_rows_are_worked_on_while_in_the_cache(name: str, reduction: str, calls: Counted) -> None:
+    """Where sums of rows or gradients are all that is wanted of a tile, and it is not kept."""
+    options = {k: v.float() if k in ("key", "queue") else v for k, v in MANY[name].items()}
+    query = rows(83).float().requires_grad_()
+    cpl_kernels.info_nce(query, **options, reduction=reduction, backend="native").sum().backward()
+    made = {name for name in calls.multiplied() if name.startswith("info_nce")}
+    at_once = name == "one direction" and reduction == "mean"
+    expected = {"info_nce_multiply_whole_rows"} if at_once else {"info_nce_multiply_gradient"}
+    if not at_once and name != "SimCLR":  # there a tile counts for its mirror image too
+        expected.add("info_nce_multiply_rows")
+    assert made == (set() if name == "SimCLR" and reduction == "mean" else expected)
 
 
 def test_a_factor_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:

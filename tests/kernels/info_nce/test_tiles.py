@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 from torch.nn import functional as F
 
 import cpl_kernels
 from cpl_kernels import core
 from cpl_kernels.info_nce import native, op, tiled
+from cpl_kernels.info_nce.tiles import Place, Span
 from tests.kernels.info_nce.spec import IGNORE, SPEC
 from tests.kernels.spec import Case
 from tests.kernels.targets import Target, check, on
@@ -190,6 +192,57 @@ def test_gradients_at_once_are_rounded_once() -> None:
     torch.testing.assert_close(grad, gold.half(), rtol=2**-10, atol=2**-24)  # an ulp: gold may lie halfway
 
 
+def test_gradients_at_once_are_handed_on_where_nothing_multiplies_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backward: list[Any] = []
+    run = op.info_nce_backward
+    monkeypatch.setattr(op, "info_nce_backward", lambda *args: backward.append(args) or run(*args))
+    vectors = [rows(40).float().requires_grad_(), rows(50, seed=1).float().requires_grad_()]
+
+    def gradients(factor: float, **options: bool) -> list[Tensor]:
+        backward.clear()
+        loss = cpl_kernels.info_nce(*vectors, backend="native")
+        return list(torch.autograd.grad(loss * factor, vectors, **options))
+
+    handed, through = gradients(1.0), gradients(2.0)
+    assert len(backward) == 1
+    for one, two in zip(handed, through, strict=True):
+        assert torch.equal(2 * one, two)
+    assert not gradients(1.0)[0].requires_grad
+    assert not backward
+    gradients(1.0, retain_graph=True)
+    assert len(backward) == 1
+    twice = gradients(1.0, create_graph=True)  # whose own derivative is an error
+    assert len(backward) == 1
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        torch.autograd.grad(twice[0].sum(), vectors[0])
+    half = rows(40).bfloat16().requires_grad_()
+    torch.autograd.grad(cpl_kernels.info_nce(half, half.detach(), backend="native"), half)
+    assert len(backward) == 2, "those of 16 bits are still to be rounded"
+
+
+def test_gradients_of_a_graph_that_is_kept_are_each_its_own() -> None:
+    query, key = rows(40).float().requires_grad_(), rows(40, seed=1).float()
+    loss = cpl_kernels.info_nce(query, key, backend="native")
+    (grad,) = torch.autograd.grad(loss, query, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, query, retain_graph=True)
+    expected = grad.clone()
+    grad.zero_()
+    assert torch.equal(again, expected)
+    again.zero_()
+    assert torch.equal(torch.autograd.grad(loss, query)[0], expected)
+
+
+def test_gradients_at_once_in_a_checkpoint() -> None:
+    query, key = rows(40).float().requires_grad_(), rows(40, seed=1).float()
+    expected = torch.autograd.grad(cpl_kernels.info_nce(query, key), query)[0]
+    loss = torch.utils.checkpoint.checkpoint(
+        lambda: cpl_kernels.info_nce(query * 1, key), use_reentrant=False
+    )
+    assert torch.equal(torch.autograd.grad(loss, query)[0], expected)
+
+
 @pytest.mark.parametrize("whole", [native.WHOLE, 1], ids=["whole rows at once", "256 whole rows"])
 @pytest.mark.parametrize("multiplies_bf16", [False, True])
 @pytest.mark.parametrize("name", ["one direction", "symmetric", "SimCLR"])
@@ -244,9 +297,9 @@ def test_keeps_as_many_similarities_as_it_may(arrangement: str, monkeypatch: pyt
     held: list[int] = []
     multiply, gradient = native.NativeTiles._put, native.NativeTiles.gradient
 
-    def counted(tiles: native.NativeTiles, result: Tensor, a: Tensor, b: Tensor) -> None:
-        products.append(result.numel())
-        multiply(tiles, result, a, b)
+    def counted(tiles: native.NativeTiles, made: Tensor, *args: Any) -> None:
+        products.append(made.numel())
+        multiply(tiles, made, *args)
 
     def watched(tiles: native.NativeTiles, *args: Any) -> Tensor:
         held.append(sum(kept.numel() for kept in tiles._kept.values()))
@@ -326,7 +379,8 @@ def test_a_tile_on_the_diagonal_is_multiplied_once(
         put(total, *factors)
 
     monkeypatch.setattr(tiled, "put_product", counted)
-    tiles._put(products, x, x)
+    whole = Span(0, count)
+    tiles._put(products, x, x, Place(whole, whole, without_diagonal=True))
     blocks = range(0, count, native.BLOCK)
     assert sum(multiplied) == sum(min(native.BLOCK, count - i) * (count - i) for i in blocks)
     if count > native.BLOCK:
