@@ -30,8 +30,8 @@ class Right:
 
     Attributes:
         plain: the numbers, [K, N] fp32, one of whose strides is 1.
-        packed: the memory of all pieces; None if an infinity or a NaN is among the numbers, or one that bf16 rounds to
-            an infinity, or if the part begins within a panel. There is no product then.
+        packed: the memory of all pieces; None if a number is NaN or not below 2^63 (products of pieces could be
+            infinite, where that of the numbers is not), or if the part begins within a panel. There is no product then.
         address, steps, pieces: of the part, as the core takes them.
     """
 
@@ -64,7 +64,7 @@ class Right:
         return self.address, self.steps, self.pieces
 
     def multiply(self, left: Tensor, out: Tensor, add: bool = False, above_diagonal: bool = False) -> None:
-        """out = left @ self, or out += left @ self. A row of ``left`` in which a number has no pieces gives NaN.
+        """out = left @ self, or out += left @ self. A row of ``left`` in which a number has no pieces is of no use.
 
         Args:
             left: [B, K] fp32, one of its strides 1.
@@ -93,5 +93,5 @@ def have_pieces(matrix: Tensor) -> bool:
 def plain_args(x: Tensor) -> tuple[int, int, int, int, int]:
     """A matrix as the core takes it."""
     assert x.dtype == torch.float32, x.dtype
-    assert 1 in x.stride(), x.stride()
+    assert 1 in x.stride() or not x.numel(), x.stride()
     return (x.data_ptr(), x.shape[0], x.shape[1], x.stride(0), x.stride(1))

@@ -132,8 +132,9 @@ class NativeTiles:
         self, lse: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype
     ) -> Side:
         share, wanted = torch.empty(2, len(count), dtype=dtype).unbind()
+        dloss = dloss.contiguous()
         core().info_nce_side(
-            dloss.contiguous().data_ptr(),
+            dloss.data_ptr(),
             dloss.dim(),
             count.data_ptr(),
             len(count),

@@ -226,20 +226,14 @@ _keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph",
 def _kept_gradients(dloss: Tensor, saved: tuple[Tensor, ...], *needs: bool) -> tuple[Tensor, ...] | None:
     """The gradients that came with the forward, where they are those asked for and nobody can ask again."""
     had, dtype = saved[-3:], saved[0].dtype
-    if (
-        torch.is_grad_enabled()
-        or _keeps_graph()
-        or registration.transformed((dloss, *had))
-        or not dloss.is_cpu
-        or dloss.dim()
-    ):
+    if torch.is_grad_enabled() or registration.transformed((dloss, *had)) or not dloss.is_cpu or dloss.dim():
         return None
     if any(
         need and (x.dtype != dtype or (x.dim() == 1 and not x.numel()))
         for need, x in zip(needs, had, strict=True)
     ):
         return None
-    return had if any(needs) and float(dloss) == 1.0 else None
+    return had if any(needs) and float(dloss) == 1.0 and not _keeps_graph() else None
 
 
 def _grads(ctx: Any, dloss: Tensor, *_: None) -> tuple[Tensor | None, ...]:

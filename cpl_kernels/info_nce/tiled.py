@@ -331,7 +331,7 @@ def _like(x: Tensor, gradient: Tensor, needed: bool) -> Tensor:
     """``gradient``, padded, as that of ``x``; copied only if it must be. One not needed is of shape [0]."""
     if needed:
         gradient = gradient[: x.shape[0], : x.shape[1]]
-    return gradient.contiguous()
+    return gradient.contiguous().detach()  # a gradient that is a view could not be changed in place
 
 
 def _places(tiles: Tiles, query: Tensor, key: Tensor | None) -> Iterator[Place]:

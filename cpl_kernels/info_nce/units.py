@@ -37,7 +37,7 @@ class UnitTiles(NativeTiles):
     def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype, keep: int = 0) -> None:
         super().__init__(query, temperature, given, keep)
         self._pieces = products.PIECES[given]
-        self._rights = dict[tuple[int, tuple[int, ...]], Right]()  # by address and strides
+        self._rights = dict[tuple[Any, ...], Right]()  # by address, shape and strides: operands may share memory
         self._has_pieces = products.have_pieces(query)
 
     def factor(self, operand: Tensor) -> Factor:
@@ -137,7 +137,7 @@ class UnitTiles(NativeTiles):
         return self._right(key.T).part(slice(None), slice(columns.first, columns.end))
 
     def _right(self, x: Tensor) -> Right:
-        which = x.data_ptr(), x.stride()
+        which = x.data_ptr(), x.shape, x.stride()
         if which not in self._rights:
             self._rights[which] = Right.of(x, self._pieces, self._workspace.bytes)
         return self._rights[which]

@@ -32,13 +32,14 @@ class Workspace:
     """Memory of one call: of what is kept, as far as that goes, and fresh. Its pieces are valid as long as it lives."""
 
     def __init__(self) -> None:
+        self._taken, self._wanted, self._keeper = 0, 0, _KEPT
         kept, _KEPT.memory = _KEPT.memory, None  # no other call on this thread has it meanwhile
         if kept is None or kept.numel() < _KEPT.wanted:
-            kept = torch.empty(_KEPT.wanted, dtype=torch.uint8)
-        self._memory, self._taken, self._wanted, self._keeper = kept, 0, 0, _KEPT
+            kept = torch.empty(min(MOST, _KEPT.wanted), dtype=torch.uint8)
+        self._memory = kept
 
     def __del__(self) -> None:
-        keeper = self._keeper
+        keeper = self._keeper  # not the global, which is gone when the interpreter ends
         keeper.wanted = min(MOST, max(keeper.wanted, self._wanted))
         if keeper.memory is None:
             keeper.memory = self._memory
@@ -51,6 +52,9 @@ class Workspace:
         if first + count <= self._memory.numel():
             self._taken = first + count
             return self._memory[first : first + count]
+        fresh = torch.empty(count, dtype=torch.uint8)
+        if fresh.data_ptr() % ALIGNMENT == 0:  # as torch has it, and then nothing lies behind the last byte
+            return fresh
         fresh = torch.empty(count + ALIGNMENT, dtype=torch.uint8)
         return fresh[-fresh.data_ptr() % ALIGNMENT :][:count]
 

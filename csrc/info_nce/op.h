@@ -1,7 +1,7 @@
 // info_nce: what its kernels are called with. Nothing of the size of the whole matrix is ever there.
 //
-// On a CPU Python multiplies a tile of queries by a tile of keys (torch's GEMM), and the kernels do the rest of the
-// work on the tile of products while it is in cache. On CUDA the kernels multiply as well.
+// On a CPU Python multiplies a tile of queries by a tile of keys (torch's GEMM, or products/), and the kernels do the
+// rest of the work on the tile of products while it is in cache. On CUDA the kernels multiply as well.
 #pragma once
 
 #include "common/dtype.h"

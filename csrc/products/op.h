@@ -10,7 +10,7 @@
 // fewer of them than a chain of multiplications and additions. Numbers below 2^-110 lose digits: what is below 2^-126
 // is 0 to the unit.
 //
-// An infinity, a NaN, and a number that bf16 would round to an infinity have no pieces.
+// A NaN, and a number not below 2^63, have no pieces here: of others no product is infinite where theirs is not.
 #pragma once
 
 #include <cstdint>
@@ -56,8 +56,8 @@ struct Result {
   int64_t columns;
 };
 
-// out = left right, or out += left right. The right factor has as many rows as left has columns. A left number without
-// pieces makes its row NaN.
+// out = left right, or out += left right. The right factor has as many rows as left has columns. A row of left in
+// which a number has no pieces is of no use.
 //
 // above_diagonal: 32 x 32 blocks wholly below out's diagonal are left as they are. then: called for rows, any thread's,
 // when they are complete; it may change them. It may be empty; where it is not, there must be terms to sum.

@@ -9,8 +9,8 @@
 
 namespace cpl::products {
 
-// Bits of the least number, without its sign, that bf16 rounds to infinity.
-constexpr uint32_t kTooLarge = 0x7f7f8000u;
+// Bits of 2^63: below it, no product of pieces is infinite.
+constexpr uint32_t kTooLarge = 0x5f000000u;
 
 #if defined(CPL_EMULATED_UNITS)
 

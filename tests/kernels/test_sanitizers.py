@@ -98,7 +98,7 @@ def test_results_past_the_caches(isa: str) -> None:
 def test_products_on_matrix_units() -> None:
     """Which this processor need not have: there they are plain C++."""
     extra = environment() | {"CPL_TEST_CORE": str(build.core())}
-    if core.core().isa() not in ("avx512", "amx"):
+    if not core.available() or core.core().isa() not in ("avx512", "amx"):
         pytest.skip(reason="beside matrix units are the kernels of AVX-512, which this CPU lacks")
     files = ("tests/kernels/test_products.py", "tests/kernels/info_nce/test_on_units.py")
     run_matrix("not slow", *sanitised(), files=files, CPL_ISA="amx", **extra)

@@ -131,7 +131,7 @@ def test_same_bits_at_any_thread_count(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("name", ["one direction", "symmetric, kept", "SimCLR", "SupCon"])
-@pytest.mark.parametrize("bad", [torch.inf, torch.nan, 3.4e38])
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan, 3.4e38, 1e25])
 def test_what_has_no_pieces_gives_what_torchs_products_give(
     name: str, bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +159,39 @@ def test_a_gradient_without_pieces_is_nan() -> None:
     assert grad[5].isnan().all()
     assert grad[:5].isfinite().all()
     assert grad[6:].isfinite().all()
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("shared", ["query in key", "key in query", "key in queue", "labels"])
+def test_operands_that_share_memory(shared: str, reduction: str) -> None:
+    """From the same address on, of different lengths."""
+    x = rows(144, 32).float()
+    few, many = x[:80].detach().requires_grad_(), x.detach().requires_grad_()
+    vectors = [few, many]
+    options: dict[str, Any] = {"reduction": reduction, "temperature": 1.0}
+    if shared == "key in query":
+        vectors, options["targets"] = [many, few], integers(80, 144)
+    elif shared == "key in queue":
+        vectors = [rows(80, 32, seed=1).float().requires_grad_(), few]
+    elif shared == "labels":
+        options |= {"query_labels": integers(20, 80), "key_labels": integers(20, 144, seed=1)}
+    wide = [v.detach().double().requires_grad_() for v in vectors]
+    found = []
+    for backend, made in (("native", vectors), ("reference", wide)):
+        if shared == "key in queue":
+            options["queue"] = x.to(made[0].dtype)
+        loss = cpl_kernels.info_nce(*made, **options, backend=backend).sum()
+        found.append([loss.detach(), *torch.autograd.grad(loss, made)])
+    for ours, gold in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), gold, rtol=1e-5, atol=1e-5 * gold.abs().max().item())
+
+
+def test_no_keys_in_memory_of_odd_strides() -> None:
+    nothing = torch.randn(10, 64)[:0, ::2]
+    query, key = rows(83, 32).float(), rows(83, 32, seed=1).float()
+    with_none = cpl_kernels.info_nce(query, key, queue=nothing, symmetric=True, backend="native")
+    assert torch.equal(with_none, cpl_kernels.info_nce(query, key, symmetric=True, backend="native"))
 
 
 def test_few_vectors_are_left_to_torch(monkeypatch: pytest.MonkeyPatch, calls: Counted) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.compiled_autograd
 import torch.utils.checkpoint
 from torch import Tensor
 from torch.nn import functional as F
@@ -232,6 +233,24 @@ def test_gradients_of_a_graph_that_is_kept_are_each_its_own() -> None:
     assert torch.equal(again, expected)
     again.zero_()
     assert torch.equal(torch.autograd.grad(loss, query)[0], expected)
+
+
+def test_a_gradient_handed_on_can_be_changed_in_place() -> None:
+    for count in (40, 48):  # padded, and as it is
+        query = rows(count).float().requires_grad_()
+        (grad,) = torch.autograd.grad(cpl_kernels.info_nce(query, query.detach(), backend="native"), query)
+        assert not grad._is_view()
+        grad.add_(torch.ones((), requires_grad=True))
+
+
+def test_gradients_at_once_by_compiled_autograd() -> None:
+    query, key = rows(40).float().requires_grad_(), rows(40, seed=1).float()
+    (expected,) = torch.autograd.grad(cpl_kernels.info_nce(query, key, backend="native"), query)
+    loss = cpl_kernels.info_nce(query, key, backend="native")
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        loss.backward()
+    assert query.grad is not None
+    torch.testing.assert_close(query.grad, expected)
 
 
 def test_gradients_at_once_in_a_checkpoint() -> None:
