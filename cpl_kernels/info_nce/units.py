@@ -37,7 +37,9 @@ class UnitTiles(NativeTiles):
     def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype, keep: int = 0) -> None:
         super().__init__(query, temperature, given, keep)
         self._pieces = products.PIECES[given]
-        self._rights = dict[tuple[Any, ...], Right]()  # by address, shape and strides: operands may share memory
+        self._rights = dict[
+            tuple[Any, ...], Right
+        ]()  # by address, shape and strides: operands may share memory
         self._has_pieces = products.have_pieces(query)
 
     def factor(self, operand: Tensor) -> Factor:
