@@ -68,6 +68,8 @@ def info_nce(
         matmul. Differentiable with respect to query, key and temperature. For the backward the inputs and
         the log-sum-exps are kept, O((B + M) D). On the CPU a loss that is reduced to a number makes its
         gradients with the forward, unless it has a queue and is symmetric or without key, and they are kept instead.
+        There a thread also keeps up to 64 MiB that a call worked in for its next one; and on matrix units (see
+        cpl_kernels.products) what is below 1e-30 in a gradient loses digits.
 
     Raises:
         TypeError: dtypes that are not floating or differ, labels or targets that are not int64.
