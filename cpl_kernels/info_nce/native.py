@@ -1,7 +1,6 @@
 """info_nce on CPU tensors: tiles are multiplied, and our C++ (csrc/info_nce/cpu.cpp) does the rest in the cache.
 
-A processor's matrix units multiply (cpl_kernels.products), where it has them, at two to six times the speed of torch's
-fp32 product; else torch does.
+A processor's matrix units multiply, where it has them (units.py), faster than torch does; else torch.
 
 All sizes that torch's product sees are padded to multiples of 16. At others MKL's bits depend on the number of threads,
 which cuts the result differently: then single columns meet another kernel. tests/kernels hold it to that.
@@ -157,28 +156,28 @@ class NativeTiles:
         columns: Sums | None,
         positives: Positives | None,
     ) -> None:
-        tile, pairs = self._args(self._multiply(query, key, place), place), compiled.positives(positives)
+        pairs = compiled.positives(positives)
         if columns is None:
-            core().info_nce_rows(tile, compiled.sums(rows), pairs, self._threads)
+            self._work("rows", query, key, place, compiled.sums(rows), pairs)
         else:
             assert not place.without_diagonal, "on the diagonal a tile has each pair twice"
-            core().info_nce_rows_and_columns(
-                tile, compiled.sums(rows), compiled.sums(columns), pairs, self._threads
+            self._work(
+                "rows_and_columns", query, key, place, compiled.sums(rows), compiled.sums(columns), pairs
             )
 
     def whole_rows(
         self, query: Tensor, key: Tensor, place: Place, sums: Sums, positives: Positives, side: Side
     ) -> Tensor:
-        made = self._multiply(query, key, place)
-        core().info_nce_whole_rows(
-            self._args(made, place),
+        return self._work(
+            "whole_rows",
+            query,
+            key,
+            place,
             compiled.sums(sums),
             compiled.positives(positives),
             compiled.side(side),
             self.dscale.data_ptr(),
-            self._threads,
         )
-        return made
 
     def gradient(
         self,
@@ -189,15 +188,21 @@ class NativeTiles:
         rows: Side,
         columns: Side | None,
     ) -> Tensor:
-        made = self._multiply(query, key, place)
-        core().info_nce_gradient(
-            self._args(made, place),
+        return self._work(
+            "gradient",
+            query,
+            key,
+            place,
             compiled.positives(positives),
             compiled.side(rows),
             compiled.side(columns),
             self.dscale.data_ptr(),
-            self._threads,
         )
+
+    def _work(self, what: str, query: Tensor, key: Tensor, place: Place, *args: Any) -> Tensor:
+        """The products of a tile, after the core's function of that name worked on them."""
+        made = self._multiply(query, key, place)
+        getattr(core(), f"info_nce_{what}")(self._args(made, place), *args, self._threads)
         return made
 
     def _multiply(self, query: Tensor, key: Tensor, place: Place) -> Tensor:
@@ -235,11 +240,7 @@ class NativeTiles:
         core().info_nce_mirror(address, len(made), made.stride(0), dtype, self._threads)
 
     def _args(self, made: Tensor, place: Place) -> tuple[int, int, int, int, int, int, bool, float, int]:
-        return self._tile(made.data_ptr(), made.shape[1], DTYPE_CODES[made.dtype], place)
-
-    def _tile(
-        self, address: int, stride: int, dtype: int, place: Place
-    ) -> tuple[int, int, int, int, int, int, bool, float, int]:
         i, j = place.rows, place.columns
         rows, columns = i.end - i.first, j.end - j.first
-        return address, rows, columns, stride, i.first, j.first, place.without_diagonal, self.unit, dtype
+        numbers = made.data_ptr(), rows, columns, made.shape[1], i.first, j.first
+        return *numbers, place.without_diagonal, self.unit, DTYPE_CODES[made.dtype]

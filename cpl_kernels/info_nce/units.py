@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from cpl_kernels import products
-from cpl_kernels.core import DTYPE_CODES, core
-from cpl_kernels.info_nce import compiled, tiled
+from cpl_kernels.core import core
+from cpl_kernels.info_nce import tiled
 from cpl_kernels.info_nce.native import NativeTiles
-from cpl_kernels.info_nce.positives import Positives
-from cpl_kernels.info_nce.tiles import Factor, Place, Side, Sums, round_up
+from cpl_kernels.info_nce.tiles import Factor, Place, round_up
 from cpl_kernels.products import Right
+
+BY_BLOCKS = (
+    "rows",
+    "whole_rows",
+    "gradient",
+)  # what can be done to some rows of a tile while they are in the cache
 
 
 @dataclass(frozen=True)
@@ -37,9 +42,8 @@ class UnitTiles(NativeTiles):
     def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype, keep: int = 0) -> None:
         super().__init__(query, temperature, given, keep)
         self._pieces = products.PIECES[given]
-        self._rights = dict[
-            tuple[Any, ...], Right
-        ]()  # by address, shape and strides: operands may share memory
+        # By address, shape and strides: operands may share memory.
+        self._rights = dict[tuple[Any, ...], Right]()
         self._has_pieces = products.have_pieces(query)
 
     def factor(self, operand: Tensor) -> Factor:
@@ -54,75 +58,17 @@ class UnitTiles(NativeTiles):
     def rows_of_whole(self, columns: int) -> int:
         return round_up(super().rows_of_whole(columns), products.PANEL)
 
-    def add(
-        self,
-        query: Tensor,
-        key: Tensor,
-        place: Place,
-        rows: Sums,
-        columns: Sums | None,
-        positives: Positives | None,
-    ) -> None:
-        factors = self._factors(query, key, place) if columns is None else None
-        if factors is None:
-            super().add(query, key, place, rows, columns, positives)
-        else:
-            padded = place.columns.padded(self.multiple)
-            tile = self._tile(0, padded.end - padded.first, DTYPE_CODES[query.dtype], place)
-            core().info_nce_multiply_rows(
-                *factors, tile, compiled.sums(rows), compiled.positives(positives), self._threads
-            )
-
-    def whole_rows(
-        self, query: Tensor, key: Tensor, place: Place, sums: Sums, positives: Positives, side: Side
-    ) -> Tensor:
-        factors = self._factors(query, key, place)
-        if factors is None:
-            return super().whole_rows(query, key, place, sums, positives, side)
-        made = self._memory(query, place)
-        core().info_nce_multiply_whole_rows(
-            *factors,
-            self._args(made, place),
-            compiled.sums(sums),
-            compiled.positives(positives),
-            compiled.side(side),
-            self.dscale.data_ptr(),
-            self._threads,
-        )
+    def _work(self, what: str, query: Tensor, key: Tensor, place: Place, *args: Any) -> Tensor:
+        by_blocks = what in BY_BLOCKS and not place.without_diagonal and place not in self._kept
+        right = self._of_columns(key, place) if by_blocks and self._has_pieces else None
+        if right is None or right.packed is None:
+            return super()._work(what, query, key, place, *args)
+        # Of the sums of rows alone no products stay: no memory, at the address 0.
+        made = query.new_empty(0, right.plain.shape[1]) if what == "rows" else self._memory(query, place)
+        left = products.plain_args(place.rows.padded(self.multiple).of(query))
+        multiply = getattr(core(), f"info_nce_multiply_{what}")
+        multiply(left, right.args, self._args(made, place), *args, self._threads)
         return made
-
-    def gradient(
-        self,
-        query: Tensor,
-        key: Tensor,
-        place: Place,
-        positives: Positives | None,
-        rows: Side,
-        columns: Side | None,
-    ) -> Tensor:
-        factors = None if place in self._kept else self._factors(query, key, place)
-        if factors is None:
-            return super().gradient(query, key, place, positives, rows, columns)
-        made = self._memory(query, place)
-        core().info_nce_multiply_gradient(
-            *factors,
-            self._args(made, place),
-            compiled.positives(positives),
-            compiled.side(rows),
-            compiled.side(columns),
-            self.dscale.data_ptr(),
-            self._threads,
-        )
-        return made
-
-    def _factors(self, query: Tensor, key: Tensor, place: Place) -> tuple[Any, Any] | None:
-        """Of a tile, as the core takes them; None where it must be multiplied otherwise."""
-        if place.without_diagonal or not self._has_pieces:
-            return None
-        right = self._of_columns(key, place)
-        if right.packed is None:
-            return None
-        return products.plain_args(place.rows.padded(self.multiple).of(query)), right.args
 
     def _put(self, made: Tensor, query: Tensor, key: Tensor, place: Place) -> None:
         right = self._of_columns(key, place)
