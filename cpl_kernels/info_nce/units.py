@@ -15,11 +15,8 @@ from cpl_kernels.info_nce.native import NativeTiles
 from cpl_kernels.info_nce.tiles import Factor, Place, round_up
 from cpl_kernels.products import Right
 
-BY_BLOCKS = (
-    "rows",
-    "whole_rows",
-    "gradient",
-)  # what can be done to some rows of a tile while they are in the cache
+# What can be done to some rows of a tile while they are in the cache.
+BY_BLOCKS = ("rows", "whole_rows", "gradient")
 
 
 @dataclass(frozen=True)
