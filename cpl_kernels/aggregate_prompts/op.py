@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from cpl_kernels import backends, checks
+from cpl_kernels.mapping import Rows
 from cpl_kernels.registration import register_differentiable
 
 
@@ -90,4 +91,5 @@ aggregate_prompts, aggregate_prompts_backward = register_differentiable(
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,
+    rows=Rows({0: 0, 1: 0}),
 )

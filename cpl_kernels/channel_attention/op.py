@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from cpl_kernels import autocast, backends, layout
+from cpl_kernels.mapping import Rows
 from cpl_kernels.registration import register_differentiable
 
 
@@ -79,4 +80,5 @@ channel_attention, channel_attention_backward = register_differentiable(
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,
+    rows=Rows({0: 0}),
 )

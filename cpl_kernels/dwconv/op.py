@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cpl_kernels import backends
 from cpl_kernels.dwconv import reference
+from cpl_kernels.mapping import Rows
 from cpl_kernels.registration import register_differentiable
 
 
@@ -64,4 +65,5 @@ dwconv, dwconv_backward = register_differentiable(
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,
+    rows=Rows({0: 0}),
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels import backends, checks
+from cpl_kernels.mapping import Rows
 from cpl_kernels.registration import register_differentiable
 from cpl_kernels.route_topk import values
 
@@ -87,4 +88,6 @@ route_topk, route_topk_backward = register_differentiable(
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,
+    rows=Rows({0: 0}),
+    backward_rows=Rows({0: 0, 1: 0, 2: 0}),
 )
