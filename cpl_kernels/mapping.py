@@ -27,7 +27,9 @@ class Rows:
     outputs: int = 0
 
 
-def rule(call: Impl, fake: Impl, rows: Rows | None = None) -> Callable[..., tuple[Any, Any]]:
+def rule(
+    call: Callable[..., Any], fake: Callable[..., Any], rows: Rows | None = None
+) -> Callable[..., tuple[Any, Any]]:
     """The rule of torch.func.vmap for an op: all entries as rows of one call where that is the same, else a loop."""
 
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
