@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -26,16 +27,40 @@ def floating(name: str, value: Tensor) -> None:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}")
 
 
+def sizes(x: Tensor) -> torch.Size:
+    """The shape of x, for checks and choices; what is computed takes its sizes from ``x.shape``.
+
+    Under torch.jit.trace the entries of ``x.shape`` are tensors, which the trace records. These are plain numbers,
+    which it does not see: a check of them leaves nothing behind, and no warning.
+    """
+    state = torch._C._get_tracing_state()
+    if state is None:
+        return x.shape
+    torch._C._set_tracing_state(None)
+    try:
+        return x.shape
+    finally:
+        torch._C._set_tracing_state(state)
+
+
+def traced_sizes(values: Iterable[object]) -> bool:
+    """Whether these are sizes as torch.jit.trace records them: tensors of one integer, where others are ints."""
+    return torch._C._get_tracing_state() is not None and all(
+        isinstance(n, int) or (isinstance(n, Tensor) and n.dim() == 0 and n.dtype == torch.int64)
+        for n in values
+    )
+
+
 def rank(name: str, value: Tensor, layout: str) -> None:
     """``layout`` is the shape as the docs write it, for example ``[B, C, H, W]``."""
     wanted = layout.count(",") + 1
     if value.dim() != wanted:
-        raise ValueError(f"{name} must be {layout}, got shape {tuple(value.shape)}")
+        raise ValueError(f"{name} must be {layout}, got shape {tuple(sizes(value))}")
 
 
 def shape(name: str, value: Tensor, wanted: tuple[int, ...], meaning: str) -> None:
-    if tuple(value.shape) != wanted:
-        raise ValueError(f"{name} must be {meaning} = {wanted}, got {tuple(value.shape)}")
+    if tuple(sizes(value)) != wanted:
+        raise ValueError(f"{name} must be {meaning} = {wanted}, got {tuple(sizes(value))}")
 
 
 def same_device(**tensors: Tensor | None) -> None:

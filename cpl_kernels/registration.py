@@ -60,6 +60,16 @@ def transformed(args: tuple[Any, ...]) -> bool:
     return False
 
 
+def rewritten() -> bool:
+    """Whether torch.func or torch.jit.trace look at each call: a function of several calls must make them plainly.
+
+    An autograd function of other ops, or a loop over parts of an image, is for neither.
+    """
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
+    )
+
+
 def _requires_grad(args: tuple[Any, ...]) -> bool:
     if not torch.is_grad_enabled():
         return False
@@ -83,6 +93,17 @@ def register(name: str, schema: str, *, impl: Impl, fake: Impl) -> Impl:
 
     torch.library.register_vmap(f"cpl_kernels::{name}", rule(call, fake), lib=LIBRARY)
     return call
+
+
+def register_composed(name: str, schema: str, impl: Impl) -> Impl:
+    """Register an op that is other ops of these one after the other; its derivative is theirs.
+
+    Returns:
+        What to call: takes the op's arguments, by position.
+    """
+    LIBRARY.define(name + schema, tags=[torch.Tag.pt2_compliant_tag])
+    LIBRARY.impl(name, impl, "CompositeImplicitAutograd")
+    return getattr(NAMESPACE, name)
 
 
 def register_differentiable(

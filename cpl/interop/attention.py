@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cpl.interop.structure import Block, Layout, apply, is_plain, why_no_conv
 from cpl.nn.byproducts import gate_conv
-from cpl_kernels import channel_attention, dwconv, gated_dwconv
+from cpl_kernels import channel_attention, checks, dwconv, gated_dwconv
 
 
 def _why_no_temperature(module: Block) -> str | None:
@@ -66,7 +66,8 @@ def _why_not_cross(module: Block) -> str | None:
 def _forward_cross(module: Block, x: Tensor, y: Tensor) -> Tensor | None:
     """q of x, k and v of y. The kernel reads them as one tensor; that copy costs less than the kernel saves."""
     of_q, of_kv = module.q_dwconv, module.kv_dwconv
-    if x.shape[2:] != y.shape[2:] or len(x) != len(y) or not (is_plain(of_q) and is_plain(of_kv)):
+    (b, _, *of_x), (other, _, *of_y) = checks.sizes(x), checks.sizes(y)
+    if [b, *of_x] != [other, *of_y] or not (is_plain(of_q) and is_plain(of_kv)):
         return None
     q = dwconv(apply(module.q, x), of_q.weight, of_q.bias)
     kv = dwconv(apply(module.kv, y), of_kv.weight, of_kv.bias)

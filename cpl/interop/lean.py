@@ -17,6 +17,7 @@ from cpl.interop.attention import ATTENTION, FEED_FORWARD
 from cpl.interop.structure import Block, Layout, Options, is_plain, is_untouched
 from cpl.nn.norm import Norm
 from cpl.nn.recompute import keeping_input, keeping_products
+from cpl_kernels.registration import rewritten
 
 KIND = "transformer block"
 _CONVS = (
@@ -55,7 +56,7 @@ def _is_untouched(module: Block) -> bool:
 
 
 def _forward(module: Block, x: Tensor, keep: str) -> Tensor | None:
-    if not torch.is_grad_enabled() or not _is_untouched(module):
+    if not torch.is_grad_enabled() or rewritten() or not _is_untouched(module):
         return None
     if torch.compiler.is_compiling():  # a compiler chooses itself what of its own code to compute again
         return None if keep == "products" else checkpoint(partial(_keep_all, module), x, use_reentrant=False)

@@ -14,11 +14,25 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     Raises:
         ValueError: H or W is 0.
     """
+    recorded = _is_recorded()
     for dim in (2, 3):
-        missing = -x.shape[dim] % multiple
-        if missing:
-            x = x.index_select(dim, reflected_index(x.shape[dim], x.shape[dim] + missing, x.device))
+        n = x.shape[dim]
+        if recorded or n % multiple:
+            blocks = (n + multiple - 1) // multiple
+            if _is_exporting() and not _is_static(n):
+                blocks = torch.full((), blocks, dtype=torch.int64, device="cpu").item()
+                torch._check(blocks >= 1)
+            x = x.index_select(dim, reflected_index(n, blocks * multiple, x.device))
     return x
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The part [..., height, width] of [..., H, W] that :func:`pad_to_multiple` padded."""
+    if not _is_recorded():
+        return x[..., :height, :width]
+    # A slice asks whether it fits, which torch.export cannot answer for padded sizes.
+    rows, columns = (torch.arange(n, device=x.device) for n in (height, width))
+    return x.index_select(-2, rows).index_select(-1, columns)
 
 
 def reflected_index(n: int, length: int, device: torch.device | str | None = None) -> Tensor:
@@ -27,10 +41,25 @@ def reflected_index(n: int, length: int, device: torch.device | str | None = Non
     Its period is 2(n-1); for n = 1 it is 0 throughout. ``torch.nn.functional.pad`` reflects only
     once, so it fails where more than n-1 pixels are to be added: every image thinner than 5 pixels.
     """
-    if n < 1:
+    if isinstance(n, int) and n < 1:
         raise ValueError(f"cannot reflect an axis of {n} pixels: give an image with H >= 1 and W >= 1")
-    index = torch.arange(length, device=device)
-    if n == 1:
-        return torch.zeros_like(index)
-    folded = index % (2 * (n - 1))
-    return torch.minimum(folded, 2 * (n - 1) - folded)
+    index, period = torch.arange(length, device=device), 2 * (n - 1)
+    # No branch for n = 1, which an exported graph could not take: its period is 0, and every index 0.
+    folded = index % (period.clamp(min=1) if isinstance(period, Tensor) else torch.sym_max(period, 1))
+    return torch.minimum(folded, period - folded)
+
+
+def _is_recorded() -> bool:
+    """Whether this call becomes a graph for images of other sizes too, which a branch on the size would cut off."""
+    return torch.jit.is_tracing() or _is_exporting()
+
+
+def _is_static(n: int) -> bool:
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # takes a while, and few need it
+
+    return has_static_value(n)
+
+
+# torch.compile compiles again where a branch goes another way, and then does without the padding. torch 2.6 cannot say
+# which of the two it is.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)

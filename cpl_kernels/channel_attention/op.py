@@ -16,7 +16,7 @@ def _forward(qkv: Tensor, temperature: Tensor, backend: str) -> tuple[Tensor, Te
 
 
 def _forward_fake(qkv: Tensor, temperature: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, channels, heads = len(qkv), qkv.shape[1] // 3, temperature.shape[0]
+    batch, channels, heads = qkv.shape[0], qkv.shape[1] // 3, temperature.shape[0]
     dtype = autocast.wide(qkv.dtype, temperature.dtype)
     width_of_head = channels // heads
     return (

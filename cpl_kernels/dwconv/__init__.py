@@ -41,7 +41,7 @@ def dwconv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     """
     checks.floating("x", x)
     checks.rank("x", x, "[B, C, H, W]")
-    channels = x.shape[1]
+    channels = checks.sizes(x)[1]
     if channels < 1:
         raise ValueError(f"x must have at least one channel, got shape {tuple(x.shape)}")
     checks.floating("weight", weight)

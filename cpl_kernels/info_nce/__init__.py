@@ -85,21 +85,22 @@ def info_nce(
     """
     checks.floating("query", query)
     checks.rank("query", query, "[B, D]")
-    if query.shape[1] < 1:
+    rows, features = checks.sizes(query)
+    if features < 1:
         raise ValueError(f"query must have at least one feature, got shape {tuple(query.shape)}")
     query = autocast.cast(query)
     key, queue = _keys("key", key, query), _keys("queue", queue, query)
-    keys = query.shape[0] if key is None else key.shape[0]
+    keys = rows if key is None else checks.sizes(key)[0]
     if key is None and key_labels is not None:
         raise ValueError("key=None takes its labels from query_labels; leave key_labels out")
     if key is None:
         key_labels = query_labels
-    _check_integers("targets", targets, query, query.shape[0], "[B]")
-    _check_integers("query_labels", query_labels, query, query.shape[0], "[B]")
+    _check_integers("targets", targets, query, rows, "[B]")
+    _check_integers("query_labels", query_labels, query, rows, "[B]")
     _check_integers("key_labels", key_labels, query, keys, "[M]")
     _check_positives(query, key, keys, targets, query_labels, key_labels)
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
-    _check_symmetric(symmetric, query.shape[0], keys, targets, query_labels, reduction)
+    _check_symmetric(symmetric, rows, keys, targets, query_labels, reduction)
     temperature = _temperature(temperature, query)
     needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (query, key, temperature)]
     return _op.info_nce(
@@ -123,7 +124,7 @@ def _keys(name: str, value: Tensor | None, query: Tensor) -> Tensor | None:
         return None
     checks.floating(name, value)
     checks.rank(name, value, "[M, D]")
-    if value.shape[1] != query.shape[1]:
+    if checks.sizes(value)[1] != checks.sizes(query)[1]:
         raise ValueError(f"{name} {tuple(value.shape)} must have the D = {query.shape[1]} features of query")
     checks.same_device(**{"query": query, name: value})
     value = autocast.cast(value)
@@ -161,7 +162,7 @@ def _check_positives(
             "with key=None the positives must be said: by targets (SimCLR: the index of the other view) "
             "or by query_labels (SupCon)"
         )
-    if keys < query.shape[0]:
+    if keys < checks.sizes(query)[0]:
         raise ValueError(
             f"without targets key i is the positive of query i, so M must be at least B = {query.shape[0]}, "
             f"got M = {keys}; give targets or labels"

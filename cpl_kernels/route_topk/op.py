@@ -22,9 +22,11 @@ def check(logits: Tensor, k: int, normalize: str) -> None:
     checks.rank("logits", logits, "[B, N]")
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
         raise TypeError(f"k must be an int, got {type(k).__name__}")
-    prompts = logits.shape[1]
+    prompts = checks.sizes(logits)[1]
     if not 1 <= k <= prompts:
-        raise ValueError(f"k must be from 1 to N = {prompts} (logits is {tuple(logits.shape)}), got {k}")
+        raise ValueError(
+            f"k must be from 1 to N = {prompts} (logits is {tuple(checks.sizes(logits))}), got {k}"
+        )
     checks.one_of("normalize", normalize, ("none", "topk"))
 
 
