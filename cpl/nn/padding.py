@@ -14,25 +14,28 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     Raises:
         ValueError: H or W is 0.
     """
-    recorded = _is_recorded()
     for dim in (2, 3):
         n = x.shape[dim]
-        if recorded or n % multiple:
+        if torch.jit.is_tracing():
             blocks = (n + multiple - 1) // multiple
-            if _is_exporting() and not _is_static(n):
-                blocks = torch.full((), blocks, dtype=torch.int64, device="cpu").item()
-                torch._check(blocks >= 1)
-            x = x.index_select(dim, reflected_index(n, blocks * multiple, x.device))
+        elif _is_exported(n):
+            blocks = _some((n + multiple - 1) // multiple)
+        elif n % multiple:
+            blocks = n // multiple + 1
+        else:
+            continue
+        x = x.index_select(dim, reflected_index(n, blocks * multiple, x.device))
     return x
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
     """The part [..., height, width] of [..., H, W] that :func:`pad_to_multiple` padded."""
-    if not _is_recorded():
-        return x[..., :height, :width]
-    # A slice asks whether it fits, which torch.export cannot answer for padded sizes.
-    rows, columns = (torch.arange(n, device=x.device) for n in (height, width))
-    return x.index_select(-2, rows).index_select(-1, columns)
+    for dim, n in ((-2, height), (-1, width)):
+        if _is_exported(n):  # a slice asks whether it fits, which nobody knows of padded sizes then
+            x = x.index_select(dim, torch.arange(n, device=x.device))
+        else:
+            x = x.narrow(dim, 0, n)
+    return x
 
 
 def reflected_index(n: int, length: int, device: torch.device | str | None = None) -> Tensor:
@@ -49,17 +52,24 @@ def reflected_index(n: int, length: int, device: torch.device | str | None = Non
     return torch.minimum(folded, period - folded)
 
 
-def _is_recorded() -> bool:
-    """Whether this call becomes a graph for images of other sizes too, which a branch on the size would cut off."""
-    return torch.jit.is_tracing() or _is_exporting()
+def _is_exported(n: int) -> bool:
+    """Whether torch.export makes a graph for other sizes too: a branch on this one would cut some of them off.
 
-
-def _is_static(n: int) -> bool:
+    torch.compile compiles again where a branch goes another way, and then does without the padding. torch 2.6 cannot
+    say which of the two it is.
+    """
+    if not getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)():
+        return False
     from torch.fx.experimental.symbolic_shapes import has_static_value  # takes a while, and few need it
 
-    return has_static_value(n)
+    return not has_static_value(n)
 
 
-# torch.compile compiles again where a branch goes another way, and then does without the padding. torch 2.6 cannot say
-# which of the two it is.
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+def _some(blocks: int) -> int:
+    """The same number, of which torch.export knows only that it is at least 1.
+
+    Of (H + 7) // 8 it would ask whether that is 1, as of every size, and leave out the images of up to 8 pixels.
+    """
+    known = torch.full((), blocks, dtype=torch.int64, device="cpu").item()
+    torch._check(known >= 1)
+    return known  # type: ignore[return-value]

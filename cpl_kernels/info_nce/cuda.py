@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels.autocast import wide
-from cpl_kernels.core import DTYPE_CODES, core
+from cpl_kernels.core import DTYPE_CODES, core, stream_of
 from cpl_kernels.info_nce import compiled, tiled
 from cpl_kernels.info_nce.positives import Positives
 from cpl_kernels.info_nce.tiles import Place, Side, Span, Sums
@@ -23,13 +23,11 @@ def why_not(query: Tensor) -> str | None:
 
 
 def forward(query: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch.cuda.device(query.device):
-        return tiled.forward(CudaTiles, query, *args)
+    return tiled.forward(CudaTiles, query, *args)
 
 
 def backward(dloss: Tensor, query: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.cuda.device(query.device):
-        return tiled.backward(CudaTiles, dloss, query, *args)
+    return tiled.backward(CudaTiles, dloss, query, *args)
 
 
 class CudaTiles:
@@ -70,7 +68,7 @@ class CudaTiles:
             compiled.sums(rows),
             compiled.sums(columns),
             scratch.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
+            stream_of(query),
         )
 
     finish = staticmethod(Sums.finish)
@@ -96,7 +94,7 @@ class CudaTiles:
             gradient.data_ptr(),
             self.dscale.data_ptr(),
             scratch.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
+            stream_of(query),
         )
         return gradient
 
