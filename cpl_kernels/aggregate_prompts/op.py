@@ -118,5 +118,5 @@ def aggregate_prompts_traced(
     backend: str,
 ) -> Tensor:
     """aggregate_prompts under torch.jit.trace, with sizes as it records them."""
-    size = torch.stack([torch.as_tensor(height), torch.as_tensor(width)])
+    size = torch.stack([n if isinstance(n, Tensor) else torch.full((), n) for n in (height, width)])
     return _aggregate_prompts_at(weights, indices, prompts, size, backend)
