@@ -12,6 +12,8 @@ from cpl_kernels.core import DTYPE_CODES
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
+    if weight.shape[-1] != 3:
+        return f"it has a kernel for 3x3 filters only, and weight is {tuple(weight.shape)}"
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None and value.dtype == torch.float64 and x.dtype != torch.float64:
             return f"it computes in float32 for {x.dtype} images, and {name} is float64"

@@ -79,7 +79,22 @@ SPEC = OpSpec(
         "no channels": Bad(lambda: call(X[:, :0], W[:0]), ValueError, r"at least one.*\(2, 0, 3, 3\)"),
         "dtype": Bad(lambda: call(X.int(), W), TypeError, "x must be.*int32"),
         "weight": Bad(lambda: call(X, W[:2]), ValueError, r"\(4, 1, 3, 3\).*\(2, 1, 3, 3\)"),
-        "kernel 5": Bad(lambda: call(X, torch.ones(4, 1, 5, 5)), ValueError, r"\(4, 1, 5, 5\)"),
+        "weight rank": Bad(lambda: call(X, W[:, 0]), ValueError, r"\[C, 1, k, k\].*\(4, 3, 3\)"),
+        "kernel 4": Bad(
+            lambda: call(X, torch.ones(4, 1, 4, 4)), ValueError, r"3, 5, 7.*\(4, 1, 4, 4\).*conv2d"
+        ),
+        "kernel 9": Bad(
+            lambda: call(X, torch.ones(4, 1, 9, 9)), ValueError, r"3, 5, 7.*\(4, 1, 9, 9\).*conv2d"
+        ),
+        "kernel 1": Bad(
+            lambda: call(X, torch.ones(4, 1, 1, 1)), ValueError, r"3, 5, 7.*\(4, 1, 1, 1\).*conv2d"
+        ),
+        "kernel 3x5": Bad(
+            lambda: call(X, torch.ones(4, 1, 3, 5)), ValueError, r"3, 5, 7.*\(4, 1, 3, 5\).*conv2d"
+        ),
+        "weight 5": Bad(
+            lambda: call(X, torch.ones(2, 1, 5, 5)), ValueError, r"\(4, 1, 5, 5\).*\(2, 1, 5, 5\)"
+        ),
         "weight dtype": Bad(lambda: call(X, W.long()), TypeError, "weight.*int64"),
         "bias": Bad(lambda: call(X, W, torch.ones(2)), ValueError, r"bias.*\(4,\).*\(2,\)"),
         "bias dtype": Bad(lambda: call(X, W, torch.ones(4).int()), TypeError, "bias.*int32"),
