@@ -106,15 +106,44 @@ struct Register {
   // Of fewer than kCount elements: zeros behind them, or nothing written there.
   template <typename T>
   static Vector widen_few(const T* p, int64_t count) {
+#if defined(__AVX512F__)
+    const unsigned mask = (1u << count) - 1;
+    if constexpr (std::is_same_v<T, float>) {
+      return reinterpret_cast<Vector>(_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), p));
+    } else if constexpr (std::is_same_v<T, double>) {
+      return reinterpret_cast<Vector>(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), p));
+    } else {
+      const __m256i few = _mm256_maskz_loadu_epi16(static_cast<__mmask16>(mask), p);
+      T values[kCount];
+      memcpy(values, &few, sizeof few);
+      return widen(values);
+    }
+#else
     T values[kCount] = {};
     copy_few<sizeof values>(values, p, count * static_cast<int64_t>(sizeof(T)));
     return widen(values);
+#endif
   }
   template <typename T>
   static void narrow_few(T* p, const Vector& v, int64_t count) {
+#if defined(__AVX512F__)
+    const unsigned mask = (1u << count) - 1;
+    if constexpr (std::is_same_v<T, float>) {
+      return _mm512_mask_storeu_ps(p, static_cast<__mmask16>(mask), reinterpret_cast<__m512>(v));
+    } else if constexpr (std::is_same_v<T, double>) {
+      return _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask), reinterpret_cast<__m512d>(v));
+    } else {
+      T values[kCount];
+      narrow(values, v);
+      __m256i few;
+      memcpy(&few, values, sizeof few);
+      return _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(mask), few);
+    }
+#else
     T values[kCount];
     narrow(values, v);
     copy_few<sizeof values>(p, values, count * static_cast<int64_t>(sizeof(T)));
+#endif
   }
   // In a tree, in fp64.
   static double sum(const Vector& v) {

@@ -76,7 +76,8 @@ __global__ void __launch_bounds__(kWalkThreads)
 // partial: [C, kSize * kSize + 1, entries], an entry for each strip of each image: of the strip's rows of x the
 // products with dy, and the sum of dy.
 template <typename T, typename A, int kSize>
-__global__ void __launch_bounds__(kWalkThreads, sizeof(A) == 8 ? 5 : 8) sum_taps(DwconvBackward args, RowWalk walk, A* partial) {
+__global__ void __launch_bounds__(kWalkThreads, sizeof(A) == 8 ? 5 : 8)
+    sum_taps(DwconvBackward args, RowWalk walk, A* partial) {
   constexpr int kBorder = kSize / 2, kCount = kSize * kSize;
   const DwconvSize& size = args.size;
   const Segment<1> at(walk, size.height, size.width);

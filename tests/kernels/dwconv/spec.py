@@ -92,7 +92,7 @@ SPEC = OpSpec(
         case("small, 7x7", "smaller than the kernel in one direction", (2, 3, 8, 4), kernel=7),
     ),
     large=case(
-        "large", "planes for each of three threads; test_dwconv.py has 3x3 and 5x5", (3, 4, 34, 36), kernel=7
+        "large", "planes for each of three threads; test_dwconv.py has 3x3 and 7x7", (3, 4, 34, 36), kernel=5
     ),
     random=st.builds(
         _random,
