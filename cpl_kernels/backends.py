@@ -59,19 +59,21 @@ def requested(op: str, backend: str | None) -> str:
     return _override.get(op) or _override.get("*", "")
 
 
-def select(op: str, request: str, *tensors: Tensor) -> Any:
+def select(op: str, request: str, *tensors: Tensor, variant: str = "") -> Any:
     """The module that runs this call; its ``why_not`` is asked about ``tensors``.
+
+    ``variant``: which of the op's kernels runs, where the table of defaults tells them apart (dispatch.VARIANTS).
 
     Raises:
         BackendError: ``request`` names a backend that cannot serve the call.
     """
     if not request:
-        return _runnable(op, _pick(op, tensors))
+        return _runnable(op, _pick(op, tensors, variant))
     reason = _why_not(op, request, tensors)
     if reason is not None:
         raise BackendError(
             f"{op}: backend {request!r} cannot serve this call: {reason}. "
-            f"Leave backend unset to let cpl_kernels choose; here that is {_pick(op, tensors)!r}"
+            f"Leave backend unset to let cpl_kernels choose; here that is {_pick(op, tensors, variant)!r}"
         )
     return _runnable(op, request)
 
@@ -144,8 +146,8 @@ def backends_of(op: str) -> tuple[str, ...]:
     return tuple(name for name in NAMES if importlib.util.find_spec(f"cpl_kernels.{op}.{name}"))
 
 
-def _pick(op: str, tensors: tuple[Tensor, ...]) -> str:
-    for name in dispatch.order(op, tensors):
+def _pick(op: str, tensors: tuple[Tensor, ...], variant: str) -> str:
+    for name in dispatch.order(op, tensors, variant):
         if _why_not(op, name, tensors) is None:
             return name
     return "reference"

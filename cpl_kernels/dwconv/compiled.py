@@ -27,7 +27,9 @@ def forward(
         x, weight = _planar(x), _parameter(weight, x)
         bias = None if bias is None else _parameter(bias, x)
         pointers = weight.data_ptr(), 0 if bias is None else bias.data_ptr()
-        kernel(layout.view(x), layout.view(y), *pointers, *x.shape, DTYPE_CODES[x.dtype], where)
+        kernel(
+            layout.view(x), layout.view(y), *pointers, *x.shape, weight.shape[-1], DTYPE_CODES[x.dtype], where
+        )
     return y
 
 
@@ -41,7 +43,7 @@ def backward(
     dweight, dbias = torch.empty_like(weight), weight.new_empty(x.shape[1])
     pointers = weight.data_ptr(), dweight.data_ptr(), dbias.data_ptr()
     views = layout.view(dy), layout.view(x), layout.view(dx)
-    kernel(*views, *pointers, *x.shape, DTYPE_CODES[x.dtype], *where)
+    kernel(*views, *pointers, *x.shape, weight.shape[-1], DTYPE_CODES[x.dtype], *where)
     return dx, dweight, dbias
 
 

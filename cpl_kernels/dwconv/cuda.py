@@ -19,7 +19,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    elements = core().dwconv_partial(*x.shape)
+    elements = core().dwconv_partial(*x.shape, weight.shape[-1])
     # Held until the launches are made: the allocator keeps it for work on this stream.
     partial = x.new_empty(elements, dtype=torch.promote_types(x.dtype, torch.float32))
     where = partial.data_ptr(), stream_of(x)
