@@ -75,9 +75,9 @@ def at_least(name: str, value: object, least: float, *, strict: bool = False) ->
 
 def int64(name: str, value: object) -> None:
     """A Python integer that int64 holds."""
-    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):  # Integral: NumPy's
         raise TypeError(f"{name} must be an integer, got {value!r}. Give a Python int.")
-    if not -(2**63) <= value < 2**63:
+    if not -(2**63) <= value < 2**63:  # type: ignore[operator]
         raise ValueError(f"{name} must fit into int64, got {value}. Give a smaller number.")
 
 

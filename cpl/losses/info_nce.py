@@ -54,9 +54,10 @@ class _Contrastive(nn.Module):
     @property
     def temperature(self) -> float | Tensor:
         """A number, or a tensor of shape [] with gradient where it is learnt."""
-        scale = self.logit_scale
-        if scale is None:
+        parameter = self.logit_scale
+        if parameter is None:
             return self._temperature
+        scale: Tensor = parameter
         if self.max_logit_scale is not None:
             # The value of a clamp with the gradient of its input: a clamp's own is 0 beyond the bounds.
             scale = scale.detach().clamp(*self._bounds()) + (scale - scale.detach())
