@@ -76,9 +76,13 @@ class _Contrastive(nn.Module):
         scale = self.logit_scale
         if scale is None or self.max_logit_scale is None:
             return
-        if self.training and scale.requires_grad and torch.is_grad_enabled():
+        # torch.func allows no change to what a function captured; the temperature is bounded without this too.
+        functional = (
+            not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+        )
+        if self.training and scale.requires_grad and torch.is_grad_enabled() and not functional:
             with torch.no_grad():
-                scale.copy_(scale.clamp(*self._bounds()))  # copy_: vmap has no rule for clamp_
+                scale.clamp_(*self._bounds())
 
     def _units(self, name: str, x: Tensor) -> Tensor:
         return unit_vectors(name, x) if self.normalize else x

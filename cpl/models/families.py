@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# Of a family, every pattern stands at the beginning of a name or behind a dot. What is more particular comes first.
+# Every pattern of a family matches at the beginning of a name or behind a dot. The more particular families come first.
 _FAMILIES: dict[str, tuple[str, ...]] = {
     "AdaIR": (r"fre[123]\.",),
-    "MoCE-IR": (r"freq_embed\.", r"(enc|dec)\.\d"),
+    "MoCE-IR": (r"freq_embed\.|dec\.\d+\.\d+\.layers\.|adapter\.experts\.",),
     "VLU-Net": (r"patch_embed_i\.",),
     "X-Restormer": (r"channel_attn\.", r"spatial_attn\."),
     "Histoformer": (r"attn_g\.", r"skip_patch_embed1\."),
     "DRSformer": (r"attn\.attn1$", r"encoder_level1\.\d"),
-    "BioIR": (r"attn\.l2h", r"attn\.h2l"),
-    "KBNet": (r"attgamma$", r"ga1$"),
+    "BioIR": (r"attn\.(l2h|h2l)",),
+    "KBNet": (r"attgamma$",),
     "InstructIR": (r"intro\.weight$", r"enc_cond\."),
     "NAFSSR": (r"intro\.weight$", r"body\.\d+\.blk\."),
-    "NAFNet": (r"intro\.weight$", r"ending\.weight$", r"(encoders|middle_blks|decoders)\.\d.*\.(sca|se)\.\d"),
-    "MPRNet": (r"shallow_feat1\.", r"stage1_encoder\."),
-    "HVI-CIDNet": (r"HV_LCA1\.", r"I_LCA1\."),
+    "NAFNet": (r"intro\.weight$", r"(encoders|middle_blks|decoders)\.\d"),
+    "MPRNet": (r"(shallow_feat1|stage1_encoder)\.",),
+    "HVI-CIDNet": (r"(HV|I)_LCA1\.",),
     "Retinexformer": (r"estimator\.depth_conv\.", r"denoiser\."),
     "Uformer": (r"encoderlayer_0\.", r"decoderlayer_0\."),
     "SCUNet": (r"m_head\.", r"m_body\.", r"m_tail\."),
@@ -35,7 +35,7 @@ def other_family(names: Iterable[str]) -> str | None:
     """The family of networks, not one of this package's, whose parameters are called so; None if none is known."""
     names = list(names)
     for family, patterns in _FAMILIES.items():
-        if all(any(re.search(rf"(?:^|\.){pattern}", name) for name in names) for pattern in patterns):
+        if all(any(re.search(rf"(?:^|\.)(?:{pattern})", name) for name in names) for pattern in patterns):
             return family
     return None
 

@@ -73,7 +73,8 @@ def infer(
     dim, channels = shape.of("patch_embed.proj.weight", 4)[:2]
     if channels != 3:
         raise CplError(
-            f"{source} must hold a network for RGB images, got one for {channels} channels; {use_patch()}"
+            f"{source} must hold a network for RGB images, got one for {channels} channel{'s' * (channels != 1)}; "
+            f"{use_patch()}"
         )
     prompted = "prompt1.prompt_param" in state
     values: dict[str, Any] = {

@@ -107,6 +107,35 @@ def test_the_temperature_is_taken_in_float32_at_least(dtype):
     torch.testing.assert_close(loss.temperature.item(), 0.01, rtol=0.02, atol=0)
 
 
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("captured", [True, False])
+def test_it_works_within_torch_func(kind, captured, monkeypatch):
+    """On a plain op, whatever transforms the real one allows: the bounds must not stand in their way."""
+
+    def plain(query, key=None, *_, temperature, **__):
+        key = query if key is None else key
+        return (query @ key.T / temperature).logsumexp(1).mean()
+
+    monkeypatch.setattr("cpl.losses.info_nce.info_nce", plain)
+    loss = learnable(kind, 45.0)
+    own = dict(loss.named_parameters())
+    given = {"logit_scale": torch.tensor(45.0)}
+
+    def value(parameters, x):
+        return torch.func.functional_call(
+            loss, own if captured else parameters, (x, LABELS if kind is SupConLoss else Y)
+        )
+
+    x = X.clone().requires_grad_()
+    wanted = torch.autograd.grad(value(own, x), x)[0]
+    loss.logit_scale.data.fill_(45.0)
+    torch.testing.assert_close(torch.func.jacrev(value, 1)(given, X), wanted)
+    torch.testing.assert_close(torch.func.grad(value, 1)(given, X), wanted)
+    each = torch.func.vmap(torch.func.grad(value, 1), (None, 0))(given, X.expand(3, 6, 5))
+    torch.testing.assert_close(each, wanted.expand(3, 6, 5))
+    assert given["logit_scale"] == loss.logit_scale == 45.0, "nothing changes behind torch.func's back"
+
+
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_it_compiles_and_puts_back(backend):
     torch._dynamo.reset()

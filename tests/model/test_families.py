@@ -87,6 +87,14 @@ def test_a_known_family_is_named_with_the_way_out(family, wrap, tmp_path):
     assert "cpl.patch(model)" in message
 
 
+def test_a_few_names_of_a_family_are_enough():
+    """Of a file cut down to a part, and of the family's other sizes."""
+    assert other_family(["dec.0.2.layers.0.adapter.experts.0.0.proj.0.weight"]) == "MoCE-IR"
+    assert other_family(["model.intro.weight", "model.middle_blks.0.beta"]) == "NAFNet"
+    assert other_family(["module.net.fre3.conv.weight"]) == "AdaIR"
+    assert other_family(["classifier.weight", "prefix_intro.weight", "encoders.0.0.beta"]) is None
+
+
 def test_our_own_networks_are_no_other_family():
     for name in MODELS:
         state = cpl.create_model(name, dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1).state_dict()
@@ -99,7 +107,7 @@ def test_other_numbers_of_channels_are_named(tmp_path):
         "restormer", dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1
     ).state_dict()
     message = refusal(state | {"patch_embed.proj.weight": torch.zeros(8, 1, 3, 3)}, tmp_path / "grey.pth")
-    assert "must hold a network for RGB images, got one for 1 channels" in message
+    assert "must hold a network for RGB images, got one for 1 channel;" in message
     assert "cpl.patch(model)" in message
 
 
