@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import os
 from collections.abc import Iterable
 
@@ -79,6 +81,35 @@ def same_dtype(**tensors: Tensor | None) -> None:
     for name, value in tensors.items():
         if value is not None and first is not None and value.dtype != first.dtype:
             raise TypeError(f"{name} is {value.dtype} but {first_name} is {first.dtype}; cast one of them")
+
+
+def positive(name: str, value: object) -> None:
+    """A finite Python number above 0."""
+    _python_number(name, value)
+    if not 0 < value < math.inf:  # type: ignore[operator]
+        raise ValueError(f"{name} must be a positive finite number, got {value}. Give one above 0.")
+
+
+def at_least(name: str, value: object, least: float, *, strict: bool = False) -> None:
+    """A finite Python number that is no less than ``least``, or with ``strict`` greater."""
+    _python_number(name, value)
+    if not (least <= value < math.inf) or (strict and value == least):  # type: ignore[operator]
+        wanted = f"finite and {'greater than' if strict else 'at least'} {least}"
+        raise ValueError(f"{name} must be {wanted}, got {value}. Give another number.")
+
+
+def int64(name: str, value: object) -> None:
+    """A Python integer that int64 holds."""
+    if isinstance(value, bool) or not isinstance(value, (int, numbers.Integral)):  # Integral: NumPy's
+        raise TypeError(f"{name} must be an integer, got {value!r}. Give a Python int.")
+    if not -(2**63) <= value < 2**63:  # type: ignore[operator]
+        raise ValueError(f"{name} must fit into int64, got {value}. Give a smaller number.")
+
+
+def _python_number(name: str, value: object) -> None:
+    """No ``math.isfinite`` here or above: under torch.compile a number that changes between calls is a symbol."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):  # Real: NumPy's
+        raise TypeError(f"{name} must be a number, got {value!r}. Give a Python int or float.")
 
 
 def one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -51,7 +49,8 @@ def info_nce(
         targets: [B], int64, from 0 to M-1 or ignore_index.
         query_labels: [B], int64. ignore_index: no positive.
         key_labels: [M], int64; given with query_labels unless key is None.
-        temperature: > 0; a number, or a floating tensor of shape [] or [1], differentiable.
+        temperature: > 0; a number, or a floating tensor of shape [] or [1], differentiable. A number is no
+            smaller than the smallest normal one of the dtype of accumulation (1.2e-38), so that 1 / t is finite.
         symmetric: average with the loss of each key against all queries, whose positives are the
             same pairs. Needs labels, or neither labels nor targets and B = M.
         queue: [Q, D] in the dtype of query: further negatives for the queries (MoCo), none for the keys of
@@ -72,7 +71,8 @@ def info_nce(
         cpl_kernels.products) what is below 1e-30 in a gradient loses digits.
 
     Raises:
-        TypeError: dtypes that are not floating or differ, labels or targets that are not int64.
+        TypeError: dtypes that are not floating or differ, labels or targets that are not int64, an ignore_index
+            that is not an integer.
         ValueError: wrong shapes; tensors on several devices; an arrangement not in the table above;
             symmetric with targets, or without labels and B != M, or with reduction="none" and B != M;
             a temperature that is not positive; on the CPU a target out of range, or with key=None the
@@ -98,6 +98,7 @@ def info_nce(
     _check_integers("targets", targets, query, rows, "[B]")
     _check_integers("query_labels", query_labels, query, rows, "[B]")
     _check_integers("key_labels", key_labels, query, keys, "[M]")
+    checks.int64("ignore_index", ignore_index)
     _check_positives(query, key, keys, targets, query_labels, key_labels)
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
     _check_symmetric(symmetric, rows, keys, targets, query_labels, reduction)
@@ -199,6 +200,11 @@ def _temperature(temperature: float | Tensor, query: Tensor) -> Tensor:
             )
         checks.same_device(query=query, temperature=temperature)
         return temperature.to(dtype).reshape(())
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be a positive finite number, got {temperature}")
+    checks.positive("temperature", temperature)
+    info = torch.finfo(dtype)
+    if not info.tiny <= temperature <= info.max:  # 1 / t must be finite too
+        raise ValueError(
+            f"temperature must be a positive finite number of {dtype}, got {temperature}. "
+            f"Give one from {info.tiny:.3g} to {info.max:.3g}."
+        )
     return torch.full((), temperature, dtype=dtype, device=query.device)
