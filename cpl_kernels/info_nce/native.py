@@ -79,7 +79,7 @@ class NativeTiles:
 
     def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype, keep: int = 0) -> None:
         self._given = given
-        self.unit = 1 / float(temperature)
+        self.scale = 1 / float(temperature)
         self._larger = 2 if query.shape[1] >= LONG else 1
         again = 2 if core().last_level_cache() >= LARGE_CACHE else 1
         self.row_step = again * self._larger * type(self).row_step
@@ -107,18 +107,18 @@ class NativeTiles:
     put_product = staticmethod(tiled.put_product)
 
     def finish(self, sums: Sums, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        lse = torch.empty(len(count), dtype=dtype)
+        kept = torch.empty(2, len(count), dtype=dtype)
         losses = torch.empty(len(count), dtype=torch.float64)
         core().info_nce_finish(
             compiled.sums(sums),
             count.data_ptr(),
-            self.unit,
-            lse.data_ptr(),
+            self.scale,
+            kept.data_ptr(),
             DTYPE_CODES[dtype],
             losses.data_ptr(),
             self._threads,
         )
-        return lse, losses
+        return kept, losses
 
     def reduce(self, losses: Tensor, count: Tensor, reduction: str) -> Tensor:
         if reduction == "none":
@@ -128,21 +128,22 @@ class NativeTiles:
         return torch.tensor(made, dtype=torch.float64)
 
     def side(
-        self, lse: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype
+        self, sums: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype
     ) -> Side:
-        share, wanted = torch.empty(2, len(count), dtype=dtype).unbind()
-        dloss = dloss.contiguous()
+        weight, wanted = torch.empty(2, len(count), dtype=dtype).unbind()
+        dloss, sums = dloss.contiguous(), None if sums is None else sums.contiguous()
         core().info_nce_side(
+            0 if sums is None else sums.data_ptr(),
             dloss.data_ptr(),
             dloss.dim(),
             count.data_ptr(),
             len(count),
             reduction == "mean",
-            share.data_ptr(),
+            weight.data_ptr(),
             wanted.data_ptr(),
             DTYPE_CODES[dtype],
         )
-        return Side(lse, share, wanted)
+        return Side(None if sums is None else sums[0], weight, wanted)
 
     def rows_of_whole(self, columns: int) -> int:
         return max(LEAST_ROWS, round_up(self._larger * WHOLE // columns, self.multiple))
@@ -243,4 +244,4 @@ class NativeTiles:
         i, j = place.rows, place.columns
         rows, columns = i.end - i.first, j.end - j.first
         numbers = made.data_ptr(), rows, columns, made.shape[1], i.first, j.first
-        return *numbers, place.without_diagonal, self.unit, DTYPE_CODES[made.dtype]
+        return *numbers, place.without_diagonal, self.scale, DTYPE_CODES[made.dtype]
