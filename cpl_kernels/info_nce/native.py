@@ -37,6 +37,10 @@ LONG = 256
 # (with 480 MiB 1 to 27 % less time; with 32 MiB more).
 LARGE_CACHE = 2**27
 BLOCK = 128  # rows of a tile on the diagonal that are multiplied at a time: what is below them need not be
+# Products of few vectors, of more features than SUMMED_AT_ONCE, are sums of parts of PART features. Where the rows are
+# fewer than 16, torch's own product errs less than half as much as one of 16 padded rows does; by parts ours errs no
+# more (2.1e-5 for 2.5e-5 with 512 features of standard deviation 3), and one batched product is as quick.
+FEW, SUMMED_AT_ONCE, PART = 2**10, 128, 16
 UNITS_FROM = 2**16  # elements of query: with fewer, packing the factors costs more than the units save
 BF16_FROM = 2**14  # elements of query: with fewer, rounding gradients costs more than their products
 
@@ -229,6 +233,11 @@ class NativeTiles:
     def _put(self, made: Tensor, query: Tensor, key: Tensor, place: Place) -> None:
         """made = query @ key.T of a tile. Of vectors with themselves blocks below the diagonal are copies."""
         a, b = place.rows.padded(self.multiple).of(query), place.columns.padded(self.multiple).of(key)
+        if made.numel() <= FEW and a.shape[1] > SUMMED_AT_ONCE and a.shape[1] % PART == 0:
+            parts = (x.view(len(x), -1, PART) for x in (a, b))
+            left, right = (x.transpose(0, 1) for x in parts)
+            torch.sum(torch.bmm(left, right.mT), 0, out=made)
+            return
         if a.data_ptr() != b.data_ptr() or len(a) != len(b) or len(a) <= BLOCK:
             tiled.put_product(made, a, b.T)
             return
