@@ -37,10 +37,11 @@ class CudaTiles:
     """
 
     row_step, column_step = 1024, 8192  # 32 MiB of gradients in fp32
-    multiple, unit = 1, 1.0
+    multiple = 1
 
     def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype) -> None:
         self._temperature, self._given = temperature, given
+        self.scale = 1 / temperature.double()
         self.dscale = torch.zeros(len(query), dtype=torch.float64, device=query.device)
 
     @staticmethod
@@ -71,7 +72,9 @@ class CudaTiles:
             stream_of(query),
         )
 
-    finish = staticmethod(Sums.finish)
+    def finish(self, sums: Sums, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return sums.finish(count, self._temperature, dtype)
+
     reduce = staticmethod(tiled.reduce)
     side = staticmethod(tiled.side)
 
