@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from cpl.interop.comparison import difference
+from cpl.interop.comparison import compare
 from cpl.interop.layouts import BLOCK, GATE, HOLDS_GATES, layouts
-from cpl.interop.structure import Layout, PatchedForward
+from cpl.interop.signature import key
+from cpl.interop.structure import Layout, Options, PatchedForward
 from cpl.nn.block import KEEP
 
 _MARK = "_cpl_patched"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a module is left, or with which options it is taken, and what was compared."""
+
+    why: str | None
+    options: Options | None = None
+    compared: str = ""
+
+
+Verdicts = dict[tuple[str, Hashable], Verdict]
 
 
 @dataclass(frozen=True)
@@ -22,14 +37,17 @@ class PatchReport:
     Attributes:
         patched: (name of the module, kind of block).
         left: (name, kind, why) of what looked like a block of ours and was left as it is.
+        compared: for each of ``patched``, what its computation and ours were compared on, and how far apart they were.
     """
 
     patched: tuple[tuple[str, str], ...]
     left: tuple[tuple[str, str, str], ...]
+    compared: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         counts = Counter(kind for _, kind in self.patched)
         lines = [f"patched: {', '.join(f'{n} x {kind}' for kind, n in counts.items()) or 'nothing'}"]
+        lines += self._lines_of_compared()
         reasons: dict[tuple[str, str], list[str]] = {}
         for name, kind, why in self.left:
             reasons.setdefault((kind, why), []).append(name or "the model itself")
@@ -37,6 +55,17 @@ class PatchReport:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             lines.append(f"left: {', '.join(names[:3])}{more} ({kind}): {why}")
         return "\n".join(lines)
+
+    def _lines_of_compared(self) -> list[str]:
+        """One for each kind of block."""
+        kinds: dict[str, list[str]] = {}
+        for (_, kind), text in zip(self.patched, self.compared, strict=False):
+            if text not in kinds.setdefault(kind, []):
+                kinds[kind].append(text)
+        return [
+            f"compared: {kind}: {texts[0]}{f' and {len(texts) - 1} more of other sizes' * (len(texts) > 1)}"
+            for kind, texts in kinds.items()
+        ]
 
 
 def patch(model: nn.Module, keep: str = "all") -> PatchReport:
@@ -71,6 +100,8 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
         raise ValueError(f"keep must be one of {', '.join(KEEP)}, got {keep!r}")
     patched: list[tuple[str, str]] = []
     left: list[tuple[str, str, str]] = []
+    compared: list[str] = []
+    verdicts: Verdicts = {}
     in_gated: set[int] = set()  # gates that their parent computes
     for name, module in list(model.named_modules()):
         if type(module).__module__.startswith("cpl."):
@@ -81,9 +112,10 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
                 continue
             already = _MARK in vars(module)
             if why is None:
-                why = "it is patched already" if already else _take(module, layout)
+                why, text = ("it is patched already", "") if already else _take(module, layout, verdicts)
             if why is None:
                 patched.append((name, layout.kind))
+                compared.append(text)
             else:
                 left.append((name, layout.kind, why))
             if layout in HOLDS_GATES and _MARK in vars(module):
@@ -96,7 +128,7 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
                 f"there is none to keep its {keep} alone; torch.utils.checkpoint works for any module",
             )
         )
-    return PatchReport(tuple(patched), tuple(left))
+    return PatchReport(tuple(patched), tuple(left), tuple(compared))
 
 
 def unpatch(model: nn.Module) -> int:
@@ -113,18 +145,33 @@ def unpatch(model: nn.Module) -> int:
     return count
 
 
-def _take(module: nn.Module, layout: Layout) -> str | None:
-    """Exchange the module's forward, or say why not."""
-    reasons = []
-    for options in layout.options(module):
-        try:
-            whys = [difference(part, layout, options) for part in layout.compared(module)]
-        except Exception as error:
-            whys = [f"it could not be tried: {type(error).__name__}: {error}"]
-        why = next(filter(None, whys), None)
-        if why is None:
-            setattr(module, _MARK, vars(module).get("forward"))
-            module.forward = PatchedForward(module, layout, options)
-            return None
-        reasons.append(why)
-    return reasons[0]
+def _take(module: nn.Module, layout: Layout, verdicts: Verdicts) -> tuple[str | None, str]:
+    """Exchange the module's forward, or say why not; also what was compared."""
+    name = (layout.kind, key(module))
+    if name not in verdicts:
+        verdicts[name] = verdict = _judge(module, layout, layout.options, known=False)
+    else:
+        verdict = verdicts[name]
+        if verdict.options is not None:
+            verdict = _judge(module, layout, lambda _: (verdicts[name].options,), known=True)
+    if verdict.options is None:
+        return verdict.why, ""
+    setattr(module, _MARK, vars(module).get("forward"))
+    module.forward = PatchedForward(module, layout, verdict.options)
+    return None, verdicts[name].compared
+
+
+def _judge(
+    module: nn.Module, layout: Layout, choices: Callable[[Any], Iterable[Options]], known: bool
+) -> Verdict:
+    first = None
+    try:
+        for options in choices(module):
+            found = [compare(part, layout, options, known) for part in layout.compared(module)]
+            why = next((one.why for one in found if one.why is not None), None)
+            if why is None:
+                return Verdict(None, options, str(found[0]))
+            first = first or Verdict(why)
+    except Exception as error:
+        return Verdict(f"it could not be tried: {type(error).__name__}: {error}")
+    return first or Verdict("there is nothing to compare")
