@@ -128,6 +128,13 @@ class BatchNormed(layouts.Attention):
         return super().forward(x) + 0 * self.batch_norm(x)
 
 
+class InPlace(layouts.Attention):
+    """Spares memory where no gradient is asked for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if torch.is_grad_enabled() else x.clamp_(-100, 100))
+
+
 def torch_draw() -> float:
     return float(torch.rand(()))
 
@@ -151,13 +158,17 @@ ATTENTION: dict[str, Callable[[], nn.Module]] = {
     "odd widths in training": lambda: when(
         layouts.Attention, lambda m, x: m.training and x.shape[3] % 2 == 1
     )(8, 2),
-    "multiples of 8": lambda: when(layouts.Attention, lambda m, x: x.shape[2] % 8 == x.shape[3] % 8 == 0)(8, 2),
+    "multiples of 8": lambda: when(layouts.Attention, lambda m, x: x.shape[2] % 8 == x.shape[3] % 8 == 0)(
+        8, 2
+    ),
     "squares": lambda: when(layouts.Attention, lambda m, x: x.shape[2] == x.shape[3])(8, 2),
     "one image": lambda: when(layouts.Attention, lambda m, x: len(x) == 1)(8, 2),
     "three images": lambda: when(layouts.Attention, lambda m, x: len(x) == 3)(8, 2),
     "many images": lambda: when(layouts.Attention, lambda m, x: len(x) > 4)(8, 2),
     "without gradients": lambda: when(layouts.Attention, lambda m, x: not torch.is_grad_enabled())(8, 2),
-    "in inference mode": lambda: when(layouts.Attention, lambda m, x: torch.is_inference_mode_enabled())(8, 2),
+    "in inference mode": lambda: when(layouts.Attention, lambda m, x: torch.is_inference_mode_enabled())(
+        8, 2
+    ),
     "an image without gradient": lambda: when(layouts.Attention, lambda m, x: not x.requires_grad)(8, 2),
     "frozen": lambda: when(layouts.Attention, lambda m, x: not m.temperature.requires_grad)(8, 2),
     "bfloat16": lambda: when(layouts.Attention, lambda m, x: x.dtype == torch.bfloat16)(8, 2),
@@ -190,14 +201,17 @@ ATTENTION: dict[str, Callable[[], nn.Module]] = {
     "detached temperature": lambda: Attention(temperature=Tensor.detach),
     "straight-through image": lambda: Attention(image=straight_through),
     "straight-through temperature": lambda: Attention(temperature=straight_through),
-    "detached norms": lambda: Attention(unit=lambda z: z / z.norm(dim=-1, keepdim=True).clamp(1e-12).detach()),
+    "detached norms": lambda: Attention(
+        unit=lambda z: z / z.norm(dim=-1, keepdim=True).clamp(1e-12).detach()
+    ),
     "a count": lambda: OnlyLater(False),
     "a count in a buffer": lambda: OnlyLater(True),
-    "what it stores": KeepsAttention,
+    "what it stores": lambda: KeepsAttention(8, 2),
     "stochastic depth": lambda: Skips(torch_draw),
     "stochastic depth of Python": lambda: Skips(random.random),
-    "noise": Noise,
+    "noise": lambda: Noise(8, 2),
     "statistics": BatchNormed,
+    "an image changed in place": lambda: InPlace(8, 2),
 }
 
 
@@ -339,7 +353,9 @@ PROMPTS: dict[str, Callable[[], nn.Module]] = {
     "bounded logits": lambda: Prompts(logits=lambda z: z.clamp(-30, 30)),
     "a sharper softmax": lambda: Prompts(logits=lambda z: z / 0.99),
     "detached weights": lambda: Prompts(weights=Tensor.detach),
-    "small weights left out": lambda: Prompts(weights=lambda z: torch.where(z < 1e-3, torch.zeros_like(z), z)),
+    "small weights left out": lambda: Prompts(
+        weights=lambda z: torch.where(z < 1e-3, torch.zeros_like(z), z)
+    ),
     "pooled in a corner": lambda: Prompts(pool=lambda z: z[:, :, :64, :64].mean((-2, -1))),
 }
 
@@ -347,12 +363,12 @@ PROMPTS: dict[str, Callable[[], nn.Module]] = {
 # -- norms
 
 
-class Norm(layouts.LayerNorm2d):
+class OtherLayerNorm(layouts.LayerNorm2d):
     """Over channels, dividing by ``deviation(variance)``."""
 
     def __init__(self, deviation: Callable[[Tensor], Tensor], unbiased: bool = False) -> None:
         super().__init__(8)
-        del self.eps
+        self.eps = 1e-5
         self.deviation, self.unbiased = deviation, unbiased
 
     def forward(self, x: Tensor) -> Tensor:
@@ -362,17 +378,17 @@ class Norm(layouts.LayerNorm2d):
 
 
 NORMS: dict[str, Callable[[], nn.Module]] = {
-    "deviation plus eps": lambda: Norm(lambda v: v.sqrt() + 1e-5),
-    "variance at least eps": lambda: Norm(lambda v: v.clamp(min=1e-5).sqrt()),
-    "deviation at least eps": lambda: Norm(lambda v: v.sqrt().clamp(min=1e-3)),
-    "variance at most 1e4": lambda: Norm(lambda v: (v + 1e-5).clamp(max=1e4).sqrt()),
-    "both": lambda: Norm(lambda v: (v + 1e-5).sqrt() + 1e-6),
-    "unbiased": lambda: Norm(lambda v: (v + 1e-5).sqrt(), unbiased=True),
-    "detached": lambda: Norm(lambda v: (v + 1e-5).sqrt().detach()),
+    "deviation plus eps": lambda: OtherLayerNorm(lambda v: v.sqrt() + 1e-5),
+    "variance at least eps": lambda: OtherLayerNorm(lambda v: v.clamp(min=1e-5).sqrt()),
+    "deviation at least eps": lambda: OtherLayerNorm(lambda v: v.sqrt().clamp(min=1e-3)),
+    "variance at most 1e4": lambda: OtherLayerNorm(lambda v: (v + 1e-5).clamp(max=1e4).sqrt()),
+    "both": lambda: OtherLayerNorm(lambda v: (v + 1e-5).sqrt() + 1e-6),
+    "unbiased": lambda: OtherLayerNorm(lambda v: (v + 1e-5).sqrt(), unbiased=True),
+    "detached": lambda: OtherLayerNorm(lambda v: (v + 1e-5).sqrt().detach()),
 }
 
 
-class RightNorm(layouts.LayerNorm2d):
+class RightLayerNorm(layouts.LayerNorm2d):
     """With eps written into its body, whatever its attribute says."""
 
     def __init__(self, eps: float, said: float | None = None) -> None:
@@ -403,7 +419,7 @@ def right_wrapped(with_bias: bool) -> nn.Module:
     return made
 
 
-class EpsByDtype(layouts.LayerNorm2d):
+class LayerNormByDtype(layouts.LayerNorm2d):
     """1e-5 for float32, and 1e-3 for all others (that its authors met: half precision)."""
 
     def __init__(self, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> None:
@@ -435,12 +451,12 @@ class OwnBackward(torch.autograd.Function):
         return inner / deviation, (up * normal).sum((0, 2, 3)), up.sum((0, 2, 3)), None
 
 
-class FunctionNorm(layouts.LayerNorm2d):
+class FunctionLayerNorm(layouts.LayerNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return OwnBackward.apply(x, self.weight, self.bias, self.eps)
 
 
-class WideNorm(layouts.LayerNorm2d):
+class WideLayerNorm(layouts.LayerNorm2d):
     """In float32, whatever its input is, and back."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -449,24 +465,29 @@ class WideNorm(layouts.LayerNorm2d):
         return (self.weight.float()[:, None, None] * y + self.bias.float()[:, None, None]).to(x.dtype)
 
 
-class NaiveNorm(layouts.LayerNorm2d):
+class NaiveLayerNorm(layouts.LayerNorm2d):
     """Its variance is E[x^2] - E[x]^2."""
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(1, keepdim=True)
         variance = x.square().mean(1, keepdim=True) - mean.square()
-        return self.weight[:, None, None] * (x - mean) / (variance + self.eps).sqrt() + self.bias[:, None, None]
+        return (
+            self.weight[:, None, None] * (x - mean) / (variance + self.eps).sqrt() + self.bias[:, None, None]
+        )
 
 
 RIGHT_NORMS: dict[str, Callable[[], nn.Module]] = {
-    **{f"eps {eps}": (lambda eps=eps: RightNorm(eps)) for eps in (1e-12, 1e-8, 1e-6, 3e-6, 1e-5, 1e-3, 0.1)},
-    "eps that the attribute belies": lambda: RightNorm(1e-6, said=1e-5),
+    **{
+        f"eps {eps}": (lambda eps=eps: RightLayerNorm(eps))
+        for eps in (1e-12, 1e-8, 1e-6, 3e-6, 1e-5, 1e-3, 0.1)
+    },
+    "eps that the attribute belies": lambda: RightLayerNorm(1e-6, said=1e-5),
     "eps in a wrapped body": lambda: right_wrapped(True),
     "eps in a wrapped body without bias": lambda: right_wrapped(False),
-    "eps by dtype": EpsByDtype,
-    "eps by dtype, the other way": lambda: EpsByDtype((torch.bfloat16, torch.float16)),
-    "eps of its own for float64": lambda: EpsByDtype((torch.float32, torch.bfloat16, torch.float16)),
-    "its own backward pass": lambda: FunctionNorm(8),
-    "in float32": lambda: WideNorm(8),
-    "the naive variance": lambda: NaiveNorm(8),
+    "eps by dtype": LayerNormByDtype,
+    "eps by dtype, the other way": lambda: LayerNormByDtype((torch.bfloat16, torch.float16)),
+    "eps of its own for float64": lambda: LayerNormByDtype((torch.float32, torch.bfloat16, torch.float16)),
+    "its own backward pass": lambda: FunctionLayerNorm(8),
+    "in float32": lambda: WideLayerNorm(8),
+    "the naive variance": lambda: NaiveLayerNorm(8),
 }
