@@ -1,8 +1,8 @@
 """Published networks with cpl.patch: python -m benchmarks.networks --root FOLDER [--out FILE.json]
 
-FOLDER holds the clones (python -m benchmarks.networks.clones --root FOLDER). Each network has a process of its own and is
-written as it ends; one that fails, or takes too long, is named with its reason. ``--resume`` measures only what FILE.json
-does not have. ``--rounds 0`` leaves the times out, and runs on a busy machine too. The page is made by
+FOLDER holds the clones (python -m benchmarks.networks.clones --root FOLDER). Each network has a process of its own and
+is written as it ends; one that fails, or takes too long, is named with its reason. ``--resume`` measures only what
+FILE.json does not have. ``--rounds 0`` leaves the times out, and runs on a busy machine too. The page is made by
 
 python -m benchmarks.networks.page FILE.json > FILE.md
 """

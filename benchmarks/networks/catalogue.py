@@ -37,7 +37,7 @@ class Network:
         bare: packages of the clone whose __init__ is not run.
         absent: packages that get stand-ins.
         others: image -> what the network is called with beside the image.
-        constants: what its own module must hold, because the published file does not define it.
+        constants: names that the published file reads and does not define; they are None.
         channels: of the image.
         least_side: of the image; a smaller one does not fill its windows.
         dtype_matters: its norms choose eps by the dtype; the fp64 run must take fp32's.
@@ -213,9 +213,7 @@ NETWORKS = (
         "2b4af71ebe098a92a75910c233a3965a3e93ede4",
         tuple(f"basicsr/models/archs/{name}.py" for name in ("NAFNet_arch", "arch_util", "local_arch")),
         "basicsr.models.archs.NAFNet_arch",
-        lambda m: m.NAFNet(
-            width=64, enc_blk_nums=[2, 2, 4, 8], middle_blk_num=12, dec_blk_nums=[2, 2, 2, 2]
-        ),
+        lambda m: m.NAFNet(width=64, enc_blk_nums=[2, 2, 4, 8], middle_blk_num=12, dec_blk_nums=[2, 2, 2, 2]),
         "NAFNet-width64 for SIDD",
         bare=ARCHS,
         absent=("basicsr.utils",),

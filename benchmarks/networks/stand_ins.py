@@ -6,6 +6,7 @@ compute something are written here.
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -62,9 +63,12 @@ class Absent(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        below = f"{self.__name__}.{name}"
+        if any(given == below or given.startswith(below + ".") for given in GIVEN):
+            return importlib.import_module(below)
 
         def use(*_: Any, **__: Any) -> None:
-            raise ModuleNotFoundError(f"{self.__name__}.{name} is a stand-in: the package is absent here")
+            raise ModuleNotFoundError(f"{below} is a stand-in: the package is absent here")
 
         return use
 
@@ -98,5 +102,3 @@ def bare(package: str, folder: Path) -> None:
     module = ModuleType(package)
     module.__path__ = [str(folder)]
     sys.modules[package] = module
-
-
