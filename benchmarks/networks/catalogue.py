@@ -184,7 +184,6 @@ NETWORKS = (
         "the restorer with a random embedding of the text",
         absent=("torchvision", "clip", "huggingface_hub"),
         others=_vector(512),
-        note="top-k attention: rounding may choose another entry",
     ),
     Network(
         "VLU-Net",
@@ -205,7 +204,6 @@ NETWORKS = (
         lambda m: m.Histoformer(dim=36, num_blocks=[4, 4, 6, 8], ffn_expansion_factor=2.667),
         "Allweather_Histoformer",
         bare=ARCHS,
-        note="sorts pixels: rounding may choose another order",
     ),
     Network(
         "NAFNet",
@@ -257,7 +255,6 @@ NETWORKS = (
         lambda m: m.DRSformer(),
         "Deraining",
         bare=ARCHS,
-        note="top-k attention: rounding may choose another entry",
     ),
     Network(
         "KBNet_s",
@@ -332,7 +329,7 @@ NETWORKS = (
             dim=64, dim_mults=(1, 2, 4, 8), condition=True, objective="pred_res", test_res_or_noise="res"
         ),
         "the generalist's U-Net, one step of its diffusion",
-        absent=("torchvision", "cv2", "accelerate", "ema_pytorch", "thop", "tqdm"),
+        absent=("torchvision", "cv2", "accelerate", "ema_pytorch", "thop", "tqdm", "metrics"),
         others=lambda image: ((torch.tensor([37] * len(image)),) * 2,),
         channels=6,
         dtype_matters=True,

@@ -10,162 +10,35 @@ patched in fp32. Each fp32 run is measured against the fp64 run:
 - worst_gradient: the largest difference over the largest value, of the gradient where that is the most. What is below
   SMALL of the network's largest gradient is measured against that: where all cancels only rounding is left.
 
-Networks whose steps are random draw the same numbers in every run. The two fp32 steps are also timed by turns, on a
-larger image, and there compared with each other.
+Random numbers are those of the fp64 run, and so are the orders in which something is sorted. The two fp32 steps are
+also timed by turns, on a larger image, and there compared with each other.
 """
 
 from __future__ import annotations
 
 import argparse
-import builtins
-import contextlib
 import copy
-import importlib
 import json
 import math
 import statistics
-import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 import cpl
-from benchmarks.networks import clones, stand_ins
+from benchmarks.networks import clones
 from benchmarks.networks.catalogue import Network, named
+from benchmarks.networks.loading import build, load
+from benchmarks.networks.runs import Choices, Inputs, exact, forward, inputs, shape, step
 
-THREADS, SEED, MOVED = 2, 0, 0.1
+THREADS = 2
 SMALL = 1e-5
 WARMUP, LEAST_ROUNDS, MOST_ROUNDS = 1, 3, 15
-
-
-def load(network: Network, root: Path) -> ModuleType:
-    """The network's own module, with stand-ins for what is absent."""
-    place = root / network.folder / network.path
-    if not place.is_dir():
-        raise FileNotFoundError(f"{place} must be a clone of {network.repository}, got no folder. {REMEDY}")
-    for package in network.bare:
-        stand_ins.bare(package, place.joinpath(*package.split(".")))
-    stand_ins.install(network.absent)
-    sys.path[:0] = [str(place), str(root / clones.SITE)]
-    vars(builtins).update(dict.fromkeys(network.constants))
-    return importlib.import_module(network.module)
-
-
-REMEDY = "Run `python -m benchmarks.networks.clones --root FOLDER`."
-
-
-def build(network: Network, module: ModuleType) -> nn.Module:
-    torch.manual_seed(SEED)
-    with contextlib.redirect_stdout(sys.stderr):
-        model = network.build(module).train()
-    move_constants(model)
-    return model
-
-
-@torch.no_grad()
-def move_constants(model: nn.Module) -> None:
-    """Every parameter of one value only (zeros, ones, a scale) moves off it."""
-    numbers = torch.Generator().manual_seed(SEED)
-    for p in model.parameters():
-        if p.numel() and bool((p == p.flatten()[0]).all()):
-            p.add_(MOVED * torch.randn(p.shape, generator=numbers))
-
-
-# -- a step
-
-
-@contextlib.contextmanager
-def repeatable() -> Iterator[None]:
-    """The same random numbers in every run, whatever its dtype."""
-    own = torch.randn_like
-    torch.manual_seed(SEED)
-    torch.randn_like = lambda x, **_: torch.randn(x.shape, dtype=torch.float32).to(x)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.randn_like = own
-
-
-class SaysFloat32(TorchFunctionMode):
-    """A tensor of fp64 that is asked for its dtype says fp32."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        asked = func == torch.Tensor.dtype.__get__  # each access makes a new one, so not "is"
-        return torch.float32 if asked and found is torch.float64 else found
-
-
-@contextlib.contextmanager
-def in_float64(dtype_matters: bool) -> Iterator[None]:
-    """What a network makes itself is fp64 too, and ``.float()`` does not round."""
-    own = Tensor.float
-    Tensor.float = Tensor.double  # type: ignore[assignment,method-assign]
-    torch.set_default_dtype(torch.float64)
-    try:
-        with SaysFloat32() if dtype_matters else contextlib.nullcontext():
-            yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-        Tensor.float = own  # type: ignore[method-assign]
-
-
-@dataclass
-class Inputs:
-    image: Tensor
-    others: tuple[Any, ...]
-
-    def to(self, dtype: torch.dtype) -> Inputs:
-        def cast(x: Any) -> Any:
-            return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
-
-        return Inputs(cast(self.image), tuple(map(cast, self.others)))
-
-
-def inputs(network: Network, side: int) -> Inputs:
-    image = torch.rand(1, network.channels, side, side, generator=torch.Generator().manual_seed(SEED))
-    return Inputs(image, network.others(image))
-
-
-def shape(given: Inputs) -> str:
-    return "x".join(map(str, given.image.shape))
-
-
-def forward(model: nn.Module, given: Inputs) -> Tensor:
-    """Of several outputs, the last."""
-    with repeatable():
-        y = model(given.image, *given.others)
-    return y[-1] if isinstance(y, list | tuple) else y
-
-
-def step(model: nn.Module, given: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
-    """The output, and the gradients of the image and of every parameter that has one."""
-    model.zero_grad(set_to_none=True)
-    leaf = Inputs(given.image.clone().requires_grad_(), given.others)
-    y = forward(model, leaf)
-    y.backward(cotangent(y))
-    found = {"the image": leaf.image.grad, **{name: p.grad for name, p in model.named_parameters()}}
-    return y.detach(), {name: grad for name, grad in found.items() if grad is not None}
-
-
-def cotangent(y: Tensor) -> Tensor:
-    return torch.randn(y.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float32).to(y)
-
-
-def exact(network: Network, model: nn.Module, given: Inputs) -> tuple[Tensor, dict[str, Tensor]]:
-    """The published network's step in fp64."""
-    with in_float64(network.dtype_matters):
-        return step(copy.deepcopy(model).double(), given.to(torch.float64))
-
-
-# -- what is measured
 
 
 def errors(
@@ -274,7 +147,8 @@ def measured(
     begin = time.perf_counter()
     report = cpl.patch(patched)
     patching = time.perf_counter() - begin
-    gold = exact(network, published, given)
+    choices = Choices()
+    gold = exact(network, published, given, choices)
     row = {
         **facts_of(network, root),
         "image": shape(given),
@@ -282,8 +156,8 @@ def measured(
         "patching_seconds": patching,
         **told(report),
         "errors": {
-            "published": errors(step(published, given), gold),
-            "patched": errors(step(patched, given), gold),
+            "published": errors(step(published, given, choices), gold),
+            "patched": errors(step(patched, given, choices), gold),
         },
         "timed_image": shape(large),
         "saved_bytes": {
@@ -293,7 +167,10 @@ def measured(
     }
     del gold
     if rounds:
-        between = errors(step(patched, large), step(published, large))
+        choices = Choices()
+        of_published = step(published, large, choices)
+        between = errors(step(patched, large, choices), of_published)
+        del of_published
         row["errors"]["patched_against_published"] = between
         row["time"] = turns(lambda: step(published, large), lambda: step(patched, large), seconds, rounds)
     return row

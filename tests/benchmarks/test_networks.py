@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import __main__ as command
-from benchmarks.networks import clones, measure, page, stand_ins
+from benchmarks.networks import clones, loading, measure, page, runs, stand_ins
 from benchmarks.networks.catalogue import NETWORKS, Network
 
 # As in published files: packages that are absent, a name that is not defined, a residual that starts at 0, random
@@ -152,7 +152,7 @@ def test_a_network_is_measured(
 def test_constants_are_moved_and_nothing_else_is() -> None:
     model = nn.Sequential(nn.LayerNorm(5), nn.Linear(5, 5))
     before = model[1].weight.clone()
-    measure.move_constants(model)
+    loading.move_constants(model)
     assert model[0].weight.unique().numel() == 5
     assert model[0].bias.unique().numel() == 5
     assert torch.equal(model[1].weight, before)
@@ -174,6 +174,29 @@ def test_a_wrong_patch_is_seen() -> None:
         measure.errors((exact[0], {"a": exact[1]["a"]}), exact)
 
 
+def test_runs_keep_the_order_of_the_first() -> None:
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        values, order = x.sort(-1)
+        best = torch.topk(x, k=2, dim=0)
+        return values, order, x.sort(dim=-1, descending=True).values, best.values, best.indices
+
+    first = torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [2.0, 2.5, 2.0]])
+    rounded = first + torch.tensor([[0.0, 1.1, 0.0], [0.0, 0.0, 0.0], [0.6, 0.0, 0.0]])
+    choices = runs.Choices()
+    with choices:
+        values, order, *_, best = run(first)
+    assert torch.equal(values, first.sort(-1).values)
+    with choices:
+        of_rounded = run(rounded)
+        beyond = rounded.sort(-1).values
+    assert torch.equal(of_rounded[1], order)
+    assert torch.equal(of_rounded[0], rounded.gather(-1, order))
+    assert not torch.equal(of_rounded[0], rounded.sort(-1).values)
+    assert torch.equal(of_rounded[3], rounded.gather(0, best))
+    assert torch.equal(beyond, rounded.sort(-1).values)  # the first run had no second sort of this kind
+    assert torch.equal(of_rounded[2], rounded.gather(-1, first.sort(-1, descending=True).indices))
+
+
 class _Keeps(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +210,7 @@ class _Keeps(nn.Module):
 
 
 def test_saved_bytes_count_storages_once_and_no_parameter() -> None:
-    given = measure.Inputs(torch.ones(1, 4, 5, 5), ())
+    given = runs.Inputs(torch.ones(1, 4, 5, 5), ())
     assert measure.saved_bytes(_Keeps(), given) == 2 * 4 * 20  # exp's result, which two keep, and sin's input
 
 
