@@ -81,7 +81,12 @@ def main(argv: list[str] | None = None) -> None:
             continue
         rows[name] = run(name, args)
         print(summary(rows[name]), file=sys.stderr, flush=True)
-        told = {"processor": processor(), **{option: getattr(args, option) for option in ASKED}}
+        told: dict[str, Any] = {
+            "processor": processor(),
+            **{option: getattr(args, option) for option in ASKED},
+        }
+        if not args.rounds:
+            told["machine_was"] = "no times taken"
         listed = sorted(rows.values(), key=lambda row: names.index(row["name"]))
         args.out.write_text(json.dumps({**facts(), **told, "rows": listed}, indent=1) + "\n")
 

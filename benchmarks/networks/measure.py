@@ -10,8 +10,8 @@ patched in fp32. Each fp32 run is measured against the fp64 run:
 - worst_gradient: the largest difference over the largest value, of the gradient where that is the most. What is below
   SMALL of the network's largest gradient is measured against that: where all cancels only rounding is left.
 
-Random numbers are those of the fp64 run, and so are the orders in which something is sorted. The two fp32 steps are
-also timed by turns, on a larger image, and there compared with each other.
+Random numbers are those of the fp64 run, and so is what rounding could decide: orders, the k largest, the side of a
+ReLU. The two fp32 steps are also timed by turns, on a larger image, and there compared with each other.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
 """A step of a network: as published or patched, in fp32 or exactly.
 
-Steps of one network can be compared: they draw the same random numbers, and what sorts, or takes the k largest, can
-keep the order of the first step. Else rounding decides which of two nearly equal values comes first, and all that
-follows differs.
+Steps of one network can be compared: they draw the same random numbers, and what sorts, takes the k largest, or is zero
+below zero, can keep the choice of the first step. Else rounding decides which of two nearly equal values comes first,
+and all that follows differs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.networks.catalogue import Network
@@ -62,7 +64,7 @@ class Chosen(NamedTuple):
 
 
 class Choices(TorchFunctionMode):
-    """The orders, and the k largest, that the first run finds hold in the next ones.
+    """The orders, the k largest and the signs at a ReLU that the first run finds hold in the next ones.
 
     The first of a shape takes the first order of that shape; a run with fewer of them, because a kernel of ours makes
     the choice itself, must leave all of a shape out.
@@ -70,6 +72,7 @@ class Choices(TorchFunctionMode):
 
     SORTS = (torch.sort, torch.Tensor.sort)
     TOPS = (torch.topk, torch.Tensor.topk)
+    RELUS = (F.relu, torch.relu, torch.Tensor.relu)
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,21 +85,42 @@ class Choices(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in self.RELUS:
+            key = ("relu", tuple(args[0].shape))
+            return self._held(key, lambda: func(*args, **kwargs), lambda y: y > 0, partial(_where, args[0]))
         if func not in self.SORTS + self.TOPS:
             return func(*args, **kwargs)
         names = ("x", "dim", "descending") if func in self.SORTS else ("x", "k", "dim", "largest", "sorted")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        x = next(iter(given.values()))
-        key = (func.__name__, tuple(x.shape), *(v for n, v in sorted(given.items()) if isinstance(v, int)))
+        x, dim = next(iter(given.values())), given.get("dim", -1)
+        key = (func.__name__, tuple(x.shape), *(v for _, v in sorted(given.items()) if isinstance(v, int)))
+        again = partial(_gathered, x, dim)
+        return self._held(key, lambda: func(*args, **kwargs), lambda chosen: chosen[1], again)
+
+    def _held(
+        self,
+        key: tuple[Any, ...],
+        compute: Callable[[], Any],
+        choice_of: Callable[[Any], Tensor],
+        again: Callable[[Tensor], Any],
+    ) -> Any:
+        """What is computed, its choice noted; or, from the second run on, what the choice noted then gives."""
         if key not in self.at:
-            chosen = func(*args, **kwargs)
-            self.found.setdefault(key, []).append(chosen[1])
-            return chosen
+            found = compute()
+            self.found.setdefault(key, []).append(choice_of(found))
+            return found
         if self.at[key] == len(self.found[key]):
-            return func(*args, **kwargs)  # more of this shape than in the first run
-        order = self.found[key][self.at[key]]
+            return compute()  # more of this shape than in the first run
         self.at[key] += 1
-        return Chosen(x.gather(given.get("dim", -1), order), order)
+        return again(self.found[key][self.at[key] - 1])
+
+
+def _where(x: Tensor, positive: Tensor) -> Tensor:
+    return x * positive
+
+
+def _gathered(x: Tensor, dim: int, order: Tensor) -> Chosen:
+    return Chosen(x.gather(dim, order), order)
 
 
 @dataclass

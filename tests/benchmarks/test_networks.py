@@ -197,6 +197,18 @@ def test_runs_keep_the_order_of_the_first() -> None:
     assert torch.equal(of_rounded[2], rounded.gather(-1, first.sort(-1, descending=True).indices))
 
 
+def test_runs_keep_the_side_of_a_relu() -> None:
+    choices, x = runs.Choices(), torch.tensor([1.0, -1.0, 0.5])
+    rounded = torch.tensor([1.0, 1.0, -0.5], requires_grad=True)
+    with choices:
+        assert torch.equal(nn.ReLU(inplace=True)(x.clone()), x.relu())
+    with choices:
+        y = nn.ReLU()(rounded)
+    y.sum().backward()
+    assert torch.equal(y, torch.tensor([1.0, 0.0, -0.5]))
+    assert torch.equal(rounded.grad, torch.tensor([1.0, 0.0, 1.0]))
+
+
 class _Keeps(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -244,6 +256,7 @@ def test_a_process_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monke
     assert row["name"] == "NAFNet"
     assert "must be a clone of megvii-research/NAFNet, got no folder" in row["failed"]
     assert result["processor"] == "a processor"
+    assert result["machine_was"] == "no times taken"
     assert "- NAFNet was not run: FileNotFoundError: " in page.table(result)
 
 
@@ -316,6 +329,17 @@ def test_the_page_has_a_row_a_network_and_the_reasons_of_what_was_left() -> None
     assert page.put_into(put, result) == put
     with pytest.raises(ValueError, match="got another number"):
         page.put_into("no comments", result)
+
+
+def test_the_docs_show_what_was_measured() -> None:
+    root = Path(__file__).parents[2]
+    result = json.loads((root / command.OUT).read_text())
+    docs = (root / "docs" / "drop_in.md").read_text()
+    assert docs == page.put_into(docs, result)
+    assert (root / command.OUT.with_suffix(".md")).read_text() == page.markdown(result)
+    assert [row["name"] for row in result["rows"]] == [network.name for network in NETWORKS]
+    for row, network in zip(result["rows"], NETWORKS, strict=True):
+        assert "failed" in row or row["commit"] == network.commit
 
 
 def test_the_catalogue_names_each_network_once_at_a_commit() -> None:
