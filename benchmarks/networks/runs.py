@@ -116,11 +116,12 @@ class Choices(TorchFunctionMode):
 
 
 def _where(x: Tensor, positive: Tensor) -> Tensor:
-    return x * positive
+    return x.clone() * positive
 
 
 def _gathered(x: Tensor, dim: int, order: Tensor) -> Chosen:
-    return Chosen(x.gather(dim, order), order)
+    # gather keeps x for its backward pass, sort does not: who then writes into x (Histoformer) must not meet it.
+    return Chosen(x.clone().gather(dim, order), order)
 
 
 @dataclass

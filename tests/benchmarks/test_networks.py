@@ -197,6 +197,19 @@ def test_runs_keep_the_order_of_the_first() -> None:
     assert torch.equal(of_rounded[2], rounded.gather(-1, first.sort(-1, descending=True).indices))
 
 
+def test_what_was_sorted_may_be_written_into() -> None:
+    choices = runs.Choices()
+    for _ in range(2):
+        leaf = torch.tensor([3.0, 1.0, 2.0], requires_grad=True)
+        x = leaf * 1
+        with choices:
+            values, _order = x.sort()
+            y = torch.relu(x)
+        x[:] = values
+        (y * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+        assert torch.equal(leaf.grad, torch.tensor([1.0, 2.0, 3.0]))
+
+
 def test_runs_keep_the_side_of_a_relu() -> None:
     choices, x = runs.Choices(), torch.tensor([1.0, -1.0, 0.5])
     rounded = torch.tensor([1.0, 1.0, -0.5], requires_grad=True)
