@@ -116,7 +116,7 @@ class Choices(TorchFunctionMode):
 
 
 def _where(x: Tensor, positive: Tensor) -> Tensor:
-    return x.clone() * positive
+    return x * positive
 
 
 def _gathered(x: Tensor, dim: int, order: Tensor) -> Chosen:
