@@ -8,9 +8,9 @@
 #include <type_traits>
 
 #include "common/parallel.h"
-#include "common/ring.h"
 #include "gated_dwconv/math.h"
 #include "gated_dwconv/op.h"
+#include "gated_dwconv/ring.h"
 
 namespace cpl {
 namespace CPL_ISA {
