@@ -147,8 +147,10 @@ class ContrastivePromptRegularization(nn.Module):
             return -to_negatives.mean()
         if self.form == "ratio":
             return (to_target / (to_negatives.mean(0) + self.eps)).mean()
-        similarity = -torch.cat((to_target.unsqueeze(0), to_negatives)) / self.temperature  # [1 + K, B]
-        return (similarity.logsumexp(0) - similarity[0]).mean()
+        # Differences first: what the distances have in common would be rounded when divided, and again as part of a
+        # logarithm, and every share by as much.
+        nearer = torch.cat((torch.zeros_like(to_target).unsqueeze(0), to_target - to_negatives))  # [1 + K, B]
+        return -(nearer / self.temperature).log_softmax(0)[0].mean()
 
     def _distances(self, anchor: list[Tensor], images: Tensor) -> Tensor:
         """D [J, B] between the restored images' features and ``images`` [J, B, 3, H, W]."""

@@ -212,6 +212,24 @@ def test_infonce_stays_finite_at_a_tiny_temperature(images):
     assert value.isfinite()
 
 
+@pytest.mark.parametrize("common", [0.0, 1e4, 1e5])
+def test_infonce_loses_nothing_of_distances_with_much_in_common(common):
+    """They differ by 1 and 2, whatever all of them are. fp32 holds each, and the sum of 48 pixels."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        restored = torch.zeros(1, 3, 4, 4, dtype=dtype, requires_grad=True)
+        far = [torch.full_like(restored, common + step).detach() for step in (3.0, 2.0, 1.0)]
+        loss = ContrastivePromptRegularization("infonce", "pixel", weight=1.0, temperature=1.0)
+        value, parts = loss(restored, far[0], torch.stack(far[1:]), return_parts=True)
+        assert value.dtype == dtype
+        shares = torch.autograd.grad(value - (restored - far[0]).abs().mean(), restored)[0]
+        found.append([parts["regularization"].double(), shares.double()])
+    expected = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64).logsumexp(0)
+    for regularization, shares in found:
+        torch.testing.assert_close(regularization, expected, rtol=1e-6, atol=0)
+        assert shares.abs().max() < 1e-7  # all distances change alike
+
+
 @pytest.mark.parametrize("form", ["subtractive", "ratio", "infonce"])
 def test_bf16_autocast_keeps_sums_in_fp32(form, images):
     restored, target, negatives = (part.detach().float() for part in images)
