@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cpl.interop import norms
 from cpl.interop.attention import ATTENTION, FEED_FORWARD
+from cpl.interop.epsilon import Epsilon, of_dtype
 from cpl.interop.structure import Block, Layout, Options, is_plain, is_untouched
 from cpl.nn.norm import Norm
 from cpl.nn.recompute import keeping_input, keeping_products
@@ -54,13 +55,16 @@ def _is_untouched(module: Block) -> bool:
     )
 
 
-def _forward(module: Block, x: Tensor, keep: str) -> Tensor | None:
+def _forward(
+    module: Block, x: Tensor, keep: str, eps1: Epsilon | None, eps2: Epsilon | None
+) -> Tensor | None:
     if not torch.is_grad_enabled() or not _is_untouched(module):
         return None
     if torch.compiler.is_compiling():  # a compiler chooses itself what of its own code to compute again
         return None if keep == "products" else checkpoint(partial(_keep_all, module), x, use_reentrant=False)
     keeping = keeping_products if keep == "products" else keeping_input
-    return keeping(x, _norm(module.norm1), module.attn, _norm(module.norm2), module.ffn)
+    norm1, norm2 = _norm(module.norm1, eps1, x.dtype), _norm(module.norm2, eps2, x.dtype)
+    return keeping(x, norm1, module.attn, norm2, module.ffn)
 
 
 def _keep_all(module: Block, x: Tensor) -> Tensor:
@@ -68,12 +72,13 @@ def _keep_all(module: Block, x: Tensor) -> Tensor:
     return x + module.ffn(module.norm2(x))
 
 
-def _norm(module: Block) -> Norm:
-    return Norm(*norms.parts(module))
+def _norm(module: Block, eps: Epsilon | None, dtype: torch.dtype) -> Norm:
+    weight, bias, said = norms.parts(module)
+    return Norm(weight, bias, said if eps is None else of_dtype(eps, dtype))
 
 
 def _options(keep: str) -> Callable[[Block], Iterable[Options]]:
-    return lambda _module: ({"keep": keep},)
+    return lambda m: ({"keep": keep, "eps1": norms.epsilon(m.norm1), "eps2": norms.epsilon(m.norm2)},)
 
 
 def block(keep: str) -> Layout:

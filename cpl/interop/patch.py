@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from cpl.interop.comparison import compare
 from cpl.interop.layouts import BLOCK, GATE, HOLDS_GATES, layouts
+from cpl.interop.signature import key
 from cpl.interop.structure import Layout, Options, PatchedForward
 from cpl.nn.block import KEEP
 
 _MARK = "_cpl_patched"
-_SIZE = (2, 6, 9)  # B, H, W of what both computations are compared on: no two alike
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a module is left, or with which options it is taken, and what was compared."""
+
+    why: str | None
+    options: Options | None = None
+    compared: str = ""
+
+
+Verdicts = dict[tuple[str, Hashable], Verdict]
 
 
 @dataclass(frozen=True)
@@ -25,14 +37,17 @@ class PatchReport:
     Attributes:
         patched: (name of the module, kind of block).
         left: (name, kind, why) of what looked like a block of ours and was left as it is.
+        compared: for each of ``patched``, what its computation and ours were compared on, and how far apart they were.
     """
 
     patched: tuple[tuple[str, str], ...]
     left: tuple[tuple[str, str, str], ...]
+    compared: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         counts = Counter(kind for _, kind in self.patched)
         lines = [f"patched: {', '.join(f'{n} x {kind}' for kind, n in counts.items()) or 'nothing'}"]
+        lines += self._lines_of_compared()
         reasons: dict[tuple[str, str], list[str]] = {}
         for name, kind, why in self.left:
             reasons.setdefault((kind, why), []).append(name or "the model itself")
@@ -40,6 +55,17 @@ class PatchReport:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             lines.append(f"left: {', '.join(names[:3])}{more} ({kind}): {why}")
         return "\n".join(lines)
+
+    def _lines_of_compared(self) -> list[str]:
+        """One for each kind of block."""
+        kinds: dict[str, list[str]] = {}
+        for (_, kind), text in zip(self.patched, self.compared, strict=False):
+            if text not in kinds.setdefault(kind, []):
+                kinds[kind].append(text)
+        return [
+            f"compared: {kind}: {texts[0]}{f' and {len(texts) - 1} more of other sizes' * (len(texts) > 1)}"
+            for kind, texts in kinds.items()
+        ]
 
 
 def patch(model: nn.Module, keep: str = "all") -> PatchReport:
@@ -74,6 +100,8 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
         raise ValueError(f"keep must be one of {', '.join(KEEP)}, got {keep!r}")
     patched: list[tuple[str, str]] = []
     left: list[tuple[str, str, str]] = []
+    compared: list[str] = []
+    verdicts: Verdicts = {}
     in_gated: set[int] = set()  # gates that their parent computes
     for name, module in list(model.named_modules()):
         if type(module).__module__.startswith("cpl."):
@@ -84,9 +112,10 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
                 continue
             already = _MARK in vars(module)
             if why is None:
-                why = "it is patched already" if already else _take(module, layout)
+                why, text = ("it is patched already", "") if already else _take(module, layout, verdicts)
             if why is None:
                 patched.append((name, layout.kind))
+                compared.append(text)
             else:
                 left.append((name, layout.kind, why))
             if layout in HOLDS_GATES and _MARK in vars(module):
@@ -99,7 +128,7 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
                 f"there is none to keep its {keep} alone; torch.utils.checkpoint works for any module",
             )
         )
-    return PatchReport(tuple(patched), tuple(left))
+    return PatchReport(tuple(patched), tuple(left), tuple(compared))
 
 
 def unpatch(model: nn.Module) -> int:
@@ -116,76 +145,33 @@ def unpatch(model: nn.Module) -> int:
     return count
 
 
-def _take(module: nn.Module, layout: Layout) -> str | None:
-    """Exchange the module's forward, or say why not."""
-    reasons = []
-    for options in layout.options(module):
-        try:
-            whys = [_difference(part, layout, options) for part in layout.compared(module)]
-        except Exception as error:
-            whys = [f"it could not be tried: {type(error).__name__}: {error}"]
-        why = next(filter(None, whys), None)
-        if why is None:
-            setattr(module, _MARK, vars(module).get("forward"))
-            module.forward = PatchedForward(module, layout, options)
-            return None
-        reasons.append(why)
-    return reasons[0]
+def _take(module: nn.Module, layout: Layout, verdicts: Verdicts) -> tuple[str | None, str]:
+    """Exchange the module's forward, or say why not; also what was compared."""
+    name = (layout.kind, key(module))
+    if name not in verdicts:
+        verdicts[name] = verdict = _judge(module, layout, layout.options, known=False)
+    else:
+        verdict = verdicts[name]
+        if verdict.options is not None:
+            verdict = _judge(module, layout, lambda _: (verdicts[name].options,), known=True)
+    if verdict.options is None:
+        return verdict.why, ""
+    setattr(module, _MARK, vars(module).get("forward"))
+    module.forward = PatchedForward(module, layout, verdict.options)
+    return None, verdicts[name].compared
 
 
-def _difference(module: nn.Module, layout: Layout, options: Options) -> str | None:
-    """Why our computation is not the module's own, or None: both on small random images."""
-    first = next(module.parameters())
-    if first.device.type == "meta":
-        return "its parameters are on the meta device, so nothing can be compared; load them first"
-    tolerance = _TOLERANCE.get(first.dtype)
-    if tolerance is None:
-        return f"its parameters are {first.dtype}"
-    for name, part in module.named_modules():
-        chance = getattr(part, "p", getattr(part, "drop_prob", 0))  # torch's dropouts, timm's DropPath
-        if "Drop" in type(part).__name__ and chance and name not in layout.dropouts:
-            return f"{name} drops values in training, which ours does not"
-    stranger, images = _stranger(module, layout.channels(module), first)
-    devices = [first.device] if first.device.type == "cuda" else []
-    for training in (False, True):
-        stranger.train(training)
-        # Both from the same state, so that they drop the same; seeding would reach generators of other devices too.
-        with torch.enable_grad(), torch.random.fork_rng(devices):
-            theirs = stranger(*images)
-        with torch.enable_grad(), torch.random.fork_rng(devices):
-            ours = layout.forward(stranger, *images, **options)
-        if ours is None:
-            return "a part of it has hooks, or a forward of its own"
-        if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
-            return "it returns something else"
-        scale = max(1.0, float(theirs.detach().abs().max()))
-        worst = float((theirs - ours).detach().abs().max())
-        if not worst <= tolerance * scale:
-            mode = "in training, " if training else ""
-            return f"it computes something else ({mode}on a random image {worst:.2g} away, of {scale:.2g})"
-    return None
-
-
-def _stranger(module: nn.Module, channels: tuple[int, ...], like: Tensor) -> tuple[nn.Module, list[Tensor]]:
-    """A copy without hooks, and images for it.
-
-    Its parameters are moved off where a fresh model has them: a residual scaled by 0, or a norm that scales by 1, would
-    hide what is done to it.
-    """
-    numbers = torch.Generator().manual_seed(0)
-    stranger = copy.deepcopy(module)
-    for part in stranger.modules():
-        for hooks in (
-            part._forward_hooks,
-            part._forward_pre_hooks,
-            part._backward_hooks,
-            part._backward_pre_hooks,
-        ):
-            hooks.clear()
-    batch, height, width = _SIZE
-    with torch.no_grad():
-        for p in stranger.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=numbers).to(p))
-    return stranger, [
-        torch.randn(batch, count, height, width, generator=numbers).to(like) for count in channels
-    ]
+def _judge(
+    module: nn.Module, layout: Layout, choices: Callable[[Any], Iterable[Options]], known: bool
+) -> Verdict:
+    first = None
+    try:
+        for options in choices(module):
+            found = [compare(part, layout, options, known) for part in layout.compared(module)]
+            why = next((one.why for one in found if one.why is not None), None)
+            if why is None:
+                return Verdict(None, options, str(found[0]))
+            first = first or Verdict(why)
+    except Exception as error:
+        return Verdict(f"it could not be tried: {type(error).__name__}: {error}")
+    return first or Verdict("there is nothing to compare")
