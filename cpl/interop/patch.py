@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from cpl.interop import report
 from cpl.interop.comparison import compare
-from cpl.interop.layouts import BLOCK, GATE, HOLDS_GATES, layouts
+from cpl.interop.layouts import BLOCK, layouts
 from cpl.interop.signature import key
 from cpl.interop.structure import Layout, Options, PatchedForward
 from cpl.nn.block import KEEP
@@ -27,7 +28,7 @@ class Verdict:
     compared: str = ""
 
 
-Verdicts = dict[tuple[str, Hashable], Verdict]
+Verdicts = dict[tuple[Layout, Hashable], Verdict]
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,7 @@ class PatchReport:
         counts = Counter(kind for _, kind in self.patched)
         lines = [f"patched: {', '.join(f'{n} x {kind}' for kind, n in counts.items()) or 'nothing'}"]
         lines += self._lines_of_compared()
-        reasons: dict[tuple[str, str], list[str]] = {}
-        for name, kind, why in self.left:
-            reasons.setdefault((kind, why), []).append(name or "the model itself")
-        for (kind, why), names in reasons.items():
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            lines.append(f"left: {', '.join(names[:3])}{more} ({kind}): {why}")
-        return "\n".join(lines)
+        return "\n".join(lines + report.lines(self.left))
 
     def _lines_of_compared(self) -> list[str]:
         """One for each kind of block."""
@@ -102,13 +97,18 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
     left: list[tuple[str, str, str]] = []
     compared: list[str] = []
     verdicts: Verdicts = {}
-    in_gated: set[int] = set()  # gates that their parent computes
+    kinds = layouts(keep)
+    covered: set[int] = set()  # parts that a block around them computes
     for name, module in list(model.named_modules()):
-        if type(module).__module__.startswith("cpl."):
-            continue  # it is ours
-        for layout in layouts(keep):
+        if type(module).__module__.startswith("cpl."):  # it is ours
+            covered.update(id(part) for part in module.children() if isinstance(part, nn.Conv2d))
+            continue
+        if id(module) in covered:
+            continue
+        reasons: dict[str, str] = {}  # one of a kind: the first layout's
+        for layout in kinds:
             why = layout.why_not(module)
-            if why == "" or (layout is GATE and id(module) in in_gated):
+            if why == "":
                 continue
             already = _MARK in vars(module)
             if why is None:
@@ -116,19 +116,20 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
             if why is None:
                 patched.append((name, layout.kind))
                 compared.append(text)
-            else:
-                left.append((name, layout.kind, why))
-            if layout in HOLDS_GATES and _MARK in vars(module):
-                in_gated.update(map(id, module.children()))
+                reasons.pop(layout.kind, None)
+            elif (name, layout.kind) not in patched:
+                reasons.setdefault(layout.kind, report.one_line(why))
+            if _is_by(module, layout):
+                covered.update(map(id, layout.covers(module)))
+        left += ((name, kind, why) for kind, why in reasons.items())
     if keep != "all" and not any(kind == BLOCK for _, kind, *_ in (*patched, *left)):
-        left.append(
-            (
-                "",
-                BLOCK,
-                f"there is none to keep its {keep} alone; torch.utils.checkpoint works for any module",
-            )
-        )
+        left.append(("", BLOCK, f'No transformer block was found, so keep="{keep}" has no effect.'))
     return PatchReport(tuple(patched), tuple(left), tuple(compared))
+
+
+def _is_by(module: nn.Module, layout: Layout) -> bool:
+    forward = vars(module).get("forward")
+    return isinstance(forward, PatchedForward) and forward.forward is layout.forward
 
 
 def unpatch(model: nn.Module) -> int:
@@ -147,7 +148,7 @@ def unpatch(model: nn.Module) -> int:
 
 def _take(module: nn.Module, layout: Layout, verdicts: Verdicts) -> tuple[str | None, str]:
     """Exchange the module's forward, or say why not; also what was compared."""
-    name = (layout.kind, key(module))
+    name = (layout, key(module))
     if name not in verdicts:
         verdicts[name] = verdict = _judge(module, layout, layout.options, known=False)
     else:
