@@ -1,7 +1,7 @@
 """Attention between channels, and the gated feed-forward network.
 
-Of an attention our kernel is the core: normalise, multiply, softmax, apply. The convolutions before and behind it are ours
-where they are plain depthwise or 1x1 ones, and their own code elsewhere.
+Our kernel is the core of an attention: normalise, multiply, softmax, apply. The convolutions around it are ours where
+they are plain depthwise or 1x1 ones; elsewhere their own code runs.
 
 Sources of the layouts: Restormer, arXiv 2111.09881 (PromptIR, AdaIR and MoCE-IR keep its names); AdaIR, arXiv
 2403.14614, and MoCE-IR, arXiv 2411.18466 (queries of one feature map, keys and values of another).
@@ -107,7 +107,11 @@ def _why_not_cross(module: Block) -> str | None:
 
 def _forward_cross(module: Block, x: Tensor, y: Tensor) -> Tensor | None:
     """q of x, k and v of y. The kernel reads them as one tensor; that copy costs less than the kernel saves."""
-    if x.shape[2:] != y.shape[2:] or len(x) != len(y) or not is_free(module, ("q", "kv", "q_dwconv", "kv_dwconv")):
+    if (
+        x.shape[2:] != y.shape[2:]
+        or len(x) != len(y)
+        or not is_free(module, ("q", "kv", "q_dwconv", "kv_dwconv"))
+    ):
         return None
     qkv = torch.cat((maps(module, "q", x), maps(module, "kv", y)), 1)
     return convolve(module.project_out, channel_attention(qkv, module.temperature))

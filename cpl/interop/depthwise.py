@@ -9,7 +9,10 @@ from cpl_kernels import dwconv
 
 
 def _why_not(module: Block) -> str | None:
-    if not isinstance(module, nn.Conv2d) or not module.groups == module.in_channels == module.out_channels > 1:
+    if (
+        not isinstance(module, nn.Conv2d)
+        or not module.groups == module.in_channels == module.out_channels > 1
+    ):
         return ""
     if not computes_as_torch(module):
         return f"its class, {type(module).__name__}, has a forward of its own"

@@ -17,7 +17,17 @@ from cpl.interop.structure import Block, Layout, Options, why_no_conv
 from cpl_kernels import sparse_prompt
 
 # The usual names; any other number of the module that decides how many is found too.
-_NAMES_OF_K = ("top_k", "topk", "k", "num_expert", "num_experts", "num_selected", "num_active", "n_expert", "n_experts")
+_NAMES_OF_K = (
+    "top_k",
+    "topk",
+    "k",
+    "num_expert",
+    "num_experts",
+    "num_selected",
+    "num_active",
+    "n_expert",
+    "n_experts",
+)
 
 
 def _why_not(module: Block) -> str | None:

@@ -163,10 +163,11 @@ def convolve(conv: Block, x: Tensor) -> Tensor:
         return conv(x.movedim(1, -1)).movedim(-1, 1)
     if is_plain(conv) and is_depthwise(conv):
         return dwconv(x, conv.weight, conv.bias)
-    return apply(conv, x) if _is_pointwise(conv) else conv(x)
+    return apply(conv, x) if is_pointwise(conv) else conv(x)
 
 
-def _is_pointwise(conv: Block) -> bool:
+def is_pointwise(conv: Block) -> bool:
+    """A 1x1 convolution."""
     return isinstance(conv, nn.Conv2d) and conv.groups == 1 and _keeps_size(conv, (1,))
 
 
@@ -174,5 +175,7 @@ def is_free(module: Block, names: Iterable[str]) -> bool:
     """Nobody watches the convolutions that ours computes of those parts: hooks on the others are called anyway."""
     parts = [getattr(module, name, None) for name in names]
     return all(
-        is_untouched(part) for part in parts if part is not None and computes_as_torch(part) and is_depthwise(part)
+        is_untouched(part)
+        for part in parts
+        if part is not None and computes_as_torch(part) and is_depthwise(part)
     )

@@ -1,6 +1,6 @@
 """Cross attention whose queries come from a vector: the embedding of a text, or of a scene, for each image.
 
-Source of the layout: OneRestore, arXiv 2407.04621 (queries by a linear layer, keys resized to as many pixels as the query
+Source of the layout: OneRestore, arXiv 2407.04621 (queries by a linear layer; keys resized to as many pixels as a query
 has features).
 """
 
