@@ -186,6 +186,8 @@ class _Comparison:
         ours = theirs if self.dtype == torch.float64 else stranger(self.module, torch.float64)
         values = None
         for trial in quick() if known else thorough(self.module, self.channels):
+            if trial.way == "channels last" and trial.training and self.layout.dropouts:
+                continue  # what torch's dropout drops depends on how the image lies in memory
             if trial.values != values:
                 values = trial.values
                 self.values.move(values, *([theirs] if ours is theirs else [theirs, ours]))

@@ -104,8 +104,11 @@ def drawn(device: torch.device) -> tuple[Any, ...]:
     states = [torch.get_rng_state()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
-    others = (random.getstate(), numpy.random.get_state()[1:3] if numpy else None)
-    return *(bytes(s.numpy()) for s in states), repr(others)
+    others = [random.getstate()]
+    if numpy:
+        _, keys, *rest = numpy.random.get_state()
+        others += [keys.tobytes(), *rest]
+    return *(bytes(s.numpy()) for s in states), *others
 
 
 def _numpy() -> Any:
