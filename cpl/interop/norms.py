@@ -47,7 +47,7 @@ def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float,
 
 def is_one(module: nn.Module) -> bool:
     """A norm by its name, over whatever."""
-    return "Norm" in type(module).__name__
+    return "Norm" in type(module).__name__ or isinstance(module, nn.LayerNorm)
 
 
 def why_not(module: Block) -> str | None:
@@ -62,13 +62,14 @@ def _why_not_wrapped(module: Block) -> str | None:
             return "it has more parts than body"
         return ""
     body = _body(module)
-    vectors = [f"{name}" for name in (_found(body, _WEIGHTS), _found(body, _BIASES)) if name]
-    if not (vectors or is_one(body)) or list(body.children()) or _is_torchs(type(module)):
+    vectors = {name for name in (_found(body, _WEIGHTS), _found(body, _BIASES)) if name}
+    looks = vectors or is_one(body) or "LayerNorm" in type(module).__name__
+    if not looks or list(body.children()) or _is_torchs(type(module)):
         return ""
     if _is_torchs(type(body)) and not isinstance(body, nn.LayerNorm):
         return ""  # over batches, groups or pixels
     own = [name for name, _ in module.named_parameters(recurse=False)]
-    if own or {name for name, _ in body.named_parameters()} - set(vectors):
+    if own or {name for name, _ in body.named_parameters()} - vectors:
         return "it has more parts than the weight and the bias of its body"
     return None
 

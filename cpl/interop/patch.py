@@ -17,6 +17,7 @@ from cpl.interop.structure import Layout, Options, PatchedForward
 from cpl.nn.block import KEEP
 
 _MARK = "_cpl_patched"
+_ALREADY = "it is patched already"
 
 
 @dataclass(frozen=True)
@@ -105,31 +106,37 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
             continue
         if id(module) in covered:
             continue
-        reasons: dict[str, str] = {}  # one of a kind: the first layout's
-        for layout in kinds:
-            why = layout.why_not(module)
-            if why == "":
-                continue
-            already = _MARK in vars(module)
+        for kind, (why, text) in _outcomes(module, kinds, verdicts, covered).items():
             if why is None:
-                why, text = ("it is patched already", "") if already else _take(module, layout, verdicts)
-            if why is None:
-                patched.append((name, layout.kind))
+                patched.append((name, kind))
                 compared.append(text)
-                reasons.pop(layout.kind, None)
-            elif (name, layout.kind) not in patched:
-                reasons.setdefault(layout.kind, report.one_line(why))
-            if _is_by(module, layout):
-                covered.update(map(id, layout.covers(module)))
-        left += ((name, kind, why) for kind, why in reasons.items())
+            else:
+                left.append((name, kind, report.one_line(why)))
     if keep != "all" and not any(kind == BLOCK for _, kind, *_ in (*patched, *left)):
         left.append(("", BLOCK, f'No transformer block was found, so keep="{keep}" has no effect.'))
     return PatchReport(tuple(patched), tuple(left), tuple(compared))
 
 
-def _is_by(module: nn.Module, layout: Layout) -> bool:
-    forward = vars(module).get("forward")
-    return isinstance(forward, PatchedForward) and forward.forward is layout.forward
+def _outcomes(
+    module: nn.Module, kinds: Iterable[Layout], verdicts: Verdicts, covered: set[int]
+) -> dict[str, tuple[str | None, str]]:
+    """For each kind of block that it looks like: why it is left, or None and what was compared.
+
+    Two layouts of one kind give one outcome: the one that fits, else what keeps the first from fitting.
+    """
+    found: dict[str, tuple[str | None, str]] = {}
+    for layout in kinds:
+        why, text = layout.why_not(module), ""
+        if why == "" or found.get(layout.kind, ("", ""))[0] is None:
+            continue
+        if why is None:
+            why, text = (_ALREADY, "") if _MARK in vars(module) else _take(module, layout, verdicts)
+        if why is None or why == _ALREADY or layout.kind not in found:
+            found[layout.kind] = why, text
+        forward = vars(module).get("forward")
+        if isinstance(forward, PatchedForward) and forward.forward is layout.forward:
+            covered.update(map(id, layout.covers(module)))
+    return found
 
 
 def unpatch(model: nn.Module) -> int:

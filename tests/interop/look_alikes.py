@@ -151,13 +151,17 @@ ATTENTION: dict[str, Callable[[], nn.Module]] = {
     "odd widths in training": lambda: when(
         layouts.Attention, lambda m, x: m.training and x.shape[3] % 2 == 1
     )(8, 2),
-    "multiples of 8": lambda: when(layouts.Attention, lambda m, x: x.shape[2] % 8 == x.shape[3] % 8 == 0)(8, 2),
+    "multiples of 8": lambda: when(layouts.Attention, lambda m, x: x.shape[2] % 8 == x.shape[3] % 8 == 0)(
+        8, 2
+    ),
     "squares": lambda: when(layouts.Attention, lambda m, x: x.shape[2] == x.shape[3])(8, 2),
     "one image": lambda: when(layouts.Attention, lambda m, x: len(x) == 1)(8, 2),
     "three images": lambda: when(layouts.Attention, lambda m, x: len(x) == 3)(8, 2),
     "many images": lambda: when(layouts.Attention, lambda m, x: len(x) > 4)(8, 2),
     "without gradients": lambda: when(layouts.Attention, lambda m, x: not torch.is_grad_enabled())(8, 2),
-    "in inference mode": lambda: when(layouts.Attention, lambda m, x: torch.is_inference_mode_enabled())(8, 2),
+    "in inference mode": lambda: when(layouts.Attention, lambda m, x: torch.is_inference_mode_enabled())(
+        8, 2
+    ),
     "an image without gradient": lambda: when(layouts.Attention, lambda m, x: not x.requires_grad)(8, 2),
     "frozen": lambda: when(layouts.Attention, lambda m, x: not m.temperature.requires_grad)(8, 2),
     "bfloat16": lambda: when(layouts.Attention, lambda m, x: x.dtype == torch.bfloat16)(8, 2),
@@ -190,7 +194,9 @@ ATTENTION: dict[str, Callable[[], nn.Module]] = {
     "detached temperature": lambda: Attention(temperature=Tensor.detach),
     "straight-through image": lambda: Attention(image=straight_through),
     "straight-through temperature": lambda: Attention(temperature=straight_through),
-    "detached norms": lambda: Attention(unit=lambda z: z / z.norm(dim=-1, keepdim=True).clamp(1e-12).detach()),
+    "detached norms": lambda: Attention(
+        unit=lambda z: z / z.norm(dim=-1, keepdim=True).clamp(1e-12).detach()
+    ),
     "a count": lambda: OnlyLater(False),
     "a count in a buffer": lambda: OnlyLater(True),
     "what it stores": KeepsAttention,
@@ -339,7 +345,9 @@ PROMPTS: dict[str, Callable[[], nn.Module]] = {
     "bounded logits": lambda: Prompts(logits=lambda z: z.clamp(-30, 30)),
     "a sharper softmax": lambda: Prompts(logits=lambda z: z / 0.99),
     "detached weights": lambda: Prompts(weights=Tensor.detach),
-    "small weights left out": lambda: Prompts(weights=lambda z: torch.where(z < 1e-3, torch.zeros_like(z), z)),
+    "small weights left out": lambda: Prompts(
+        weights=lambda z: torch.where(z < 1e-3, torch.zeros_like(z), z)
+    ),
     "pooled in a corner": lambda: Prompts(pool=lambda z: z[:, :, :64, :64].mean((-2, -1))),
 }
 
@@ -455,7 +463,9 @@ class NaiveNorm(layouts.LayerNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         mean = x.mean(1, keepdim=True)
         variance = x.square().mean(1, keepdim=True) - mean.square()
-        return self.weight[:, None, None] * (x - mean) / (variance + self.eps).sqrt() + self.bias[:, None, None]
+        return (
+            self.weight[:, None, None] * (x - mean) / (variance + self.eps).sqrt() + self.bias[:, None, None]
+        )
 
 
 RIGHT_NORMS: dict[str, Callable[[], nn.Module]] = {

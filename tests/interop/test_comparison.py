@@ -86,4 +86,6 @@ def test_eps_is_measured(name: str, dtype: torch.dtype) -> None:
     assert report.patched == (("", "layer norm"),), str(report)
     for x, y in zip(xs, right, strict=True):
         off = (made(x.to(dtype)) - y).abs().max() / y.abs().max()
-        assert off <= (1e-6 if name == "in float32" and dtype == torch.float64 else 8 * torch.finfo(dtype).eps)
+        assert off <= (
+            1e-6 if name == "in float32" and dtype == torch.float64 else 8 * torch.finfo(dtype).eps
+        )
