@@ -109,7 +109,7 @@ def _forward_cross(module: Block, x: Tensor, y: Tensor) -> Tensor | None:
     """q of x, k and v of y. The kernel reads them as one tensor; that copy costs less than the kernel saves."""
     if (
         x.shape[2:] != y.shape[2:]
-        or len(x) != len(y)
+        or x.shape[0] != y.shape[0]
         or not is_free(module, ("q", "kv", "q_dwconv", "kv_dwconv"))
     ):
         return None

@@ -51,7 +51,8 @@ def _forward(
         first, second = steps
         keeping = keeping_products if keep == "products" else keeping_input
         parts = module.get_submodule(first.part), module.get_submodule(second.part)
-        return keeping(x, Norm(*found[0][:3]), parts[0], Norm(*found[1][:3]), parts[1])
+        before = [Norm(weight, bias, eps) for weight, bias, eps, _ in found if weight is not None]
+        return keeping(x, before[0], parts[0], before[1], parts[1])
     if keep == "input":
         return checkpoint(partial(halves.chain, module, steps), x, *others, use_reentrant=False)
     for half, norm in zip(steps, found, strict=True):

@@ -70,7 +70,8 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
     Found by structure and attribute names, at any depth of any network, below DistributedDataParallel, before or after
     it: layer norms over channels (NAFNet's, ConvNeXt's, Restormer's); the attention, cross attention and feed-forward
     networks of Restormer and of what keeps its names (PromptIR, AdaIR, MoCE-IR); prompt blocks (PromptIR's, or of the k
-    best); NAFNet's gated block, and SimpleGate behind a depthwise convolution in nn.Sequential. A block is taken only
+    best); NAFNet's gated block, and SimpleGate behind a depthwise convolution in nn.Sequential; depthwise convolutions
+    of 3x3, 5x5 and 7x7 that none of these computes. A block is taken only
     where it computes the same as ours on a small random image: a copy of it, in eval and in training mode, with its
     parameters moved by random numbers.
 
@@ -79,9 +80,9 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
 
     Args:
         model: changed in place. Parameters on "meta" cannot be compared, and are left.
-        keep: what whole blocks in Restormer's layout (norm1, attn, norm2, ffn) keep for the backward pass: "all" that
-            their parts need, the matrix "products", or the "input" alone; :class:`cpl.nn.TransformerBlock` says how
-            much that is.
+        keep: what transformer blocks (residual halves, x + part(norm(x)), whatever their names) keep for the backward
+            pass: "all" that their parts need, the matrix "products", or the "input" alone;
+            :class:`cpl.nn.TransformerBlock` says how much that is.
 
     Returns:
         What was patched, and what was left and why; ``print`` it.

@@ -142,7 +142,7 @@ def computes_as_torch(conv: nn.Module) -> bool:
     return (
         isinstance(conv, nn.Conv2d)
         and kind.forward is nn.Conv2d.forward
-        and kind._conv_forward is nn.Conv2d._conv_forward
+        and kind._conv_forward is nn.Conv2d._conv_forward  # type: ignore[attr-defined]
     )
 
 

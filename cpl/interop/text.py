@@ -53,11 +53,11 @@ def _forward(module: Block, x: Tensor, y: Tensor) -> Tensor | None:
     channels, pixels = k.shape[1:]
     each = channels // len(temperature)
     identity = torch.eye(each, max(each, pixels), dtype=k.dtype, device=k.device).repeat(len(temperature), 1)
-    parts = (_padded(q, each), _padded(k, each), identity.expand(len(k), -1, -1))
+    parts = (_padded(q, each), _padded(k, each), identity.expand(k.shape[0], -1, -1))
     matrix = channel_attention(torch.cat(parts, 1)[:, :, None], temperature)[:, :, 0, :each]  # [B, C, each]
     weight = project.weight.view(-1, len(temperature), each)
     weight = torch.einsum("ohi,bhij->bohj", weight, matrix.unflatten(1, (-1, each))).flatten(2)  # [B, C', C]
-    out = (weight @ v.flatten(2)).view(len(v), -1, *v.shape[2:])  # [B, C', H, W]
+    out = (weight @ v.flatten(2)).unflatten(2, v.shape[2:])  # [B, C', H, W]
     return out if project.bias is None else out + project.bias[:, None, None]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import cpl
 from tests.interop import field_layouts as field
 from tests.interop.layouts import image, trained
+from tests.interop.test_halves import BLOCKS
 from tests.interop.test_layouts import ran
 
 Make = Callable[[], nn.Module]
@@ -136,6 +137,15 @@ def test_it_is_taken_by_the_whole_comparison(name: str) -> None:
     make, kind = WHOLE[name]
     report = cpl.patch(trained(make()))
     assert [taken for _, taken in report.patched] == [kind], str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["products", "input"])
+@pytest.mark.parametrize("name", ["MoCE-IR's", "BioIR's", "X-Restormer's", "norms without a weight"])
+def test_a_block_is_found_by_the_whole_comparison(name: str, keep: str) -> None:
+    """BioIR's attention pads by reflection, which needs images of some pixels: it is compared where it runs."""
+    report = cpl.patch(trained(BLOCKS[name]()), keep)
+    assert "transformer block" in {kind for _, kind in report.patched}, str(report)
 
 
 LEFT = {
