@@ -23,28 +23,44 @@ def definition(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def convolution(x: Tensor, weight: Tensor) -> Tensor:
-    return F.conv2d(x, weight, padding=1, groups=x.shape[1])
+    return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
 
-def problem(*shape: int) -> harness.Problem:
+def problem(*shape: int, kernel: int = 3) -> harness.Problem:
+    """``shape``: of the image; that of the kernel stands behind it in the tables, where it is not 3x3."""
+
     def make(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
         x = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
-        weight = torch.randn(shape[1], 1, 3, 3, device=device, dtype=dtype, requires_grad=True)
+        weight = torch.randn(shape[1], 1, kernel, kernel, device=device, dtype=dtype, requires_grad=True)
         return [x, weight], torch.randn(shape, device=device, dtype=dtype)
 
     image = torch.Size(shape).numel()
+    name = shape if kernel == 3 else (*shape, kernel, kernel)
     # Read and write; the backward reads x and dy and writes dx.
-    return harness.Problem(shape, make, {"forward": 2 * image, "forward+backward": 5 * image}, 2 * image)
+    return harness.Problem(name, make, {"forward": 2 * image, "forward+backward": 5 * image}, 2 * image)
 
 
 # Three times C = 48, 96, 192, 384: the full model's four levels.
 LEVELS = ((144, 128, 128), (288, 64, 64), (576, 32, 32), (1152, 16, 16))
+# Other networks' maps: few and many channels, small and large maps, one image and a batch, and no power of two.
+OTHERS = (
+    (1, 64, 128, 128), (1, 128, 64, 64), (4, 128, 32, 32), (4, 256, 16, 16), (1, 64, 8, 8), (1, 512, 8, 8),
+    (8, 512, 8, 8), (1, 127, 63, 65), (2, 65, 15, 17), (8, 127, 7, 9),
+)  # fmt: skip
+LARGER = tuple(
+    problem(*shape, kernel=kernel)
+    for kernel in (5, 7)
+    for shape in ((1, 128, 64, 64), (1, 64, 128, 128), (4, 256, 16, 16), (1, 512, 8, 8), (1, 127, 63, 65))
+)
 
 BENCH = harness.Bench(
     op="dwconv",
     problems={
-        "cpu": tuple(problem(1, *level) for level in LEVELS),
-        "cuda": tuple(problem(8, *level) for level in LEVELS),
+        "cpu": (*(problem(1, *level) for level in LEVELS), *(problem(*shape) for shape in OTHERS), *LARGER),
+        "cuda": (
+            *(problem(8, *level) for level in LEVELS),
+            *(problem(8, 128, 64, 64, kernel=kernel) for kernel in (5, 7)),
+        ),
     },
     implementations={
         **harness.ours(ours),

@@ -11,6 +11,7 @@ for them counts where the GPU waits for it.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -64,11 +65,11 @@ def gated_dwconv(elements: int, dtype: torch.dtype) -> Call:
     return lambda backend: (cpl_kernels.gated_dwconv(*leaves, backend=backend), leaves)
 
 
-def dwconv(elements: int, dtype: torch.dtype) -> Call:
+def dwconv(elements: int, dtype: torch.dtype, kernel: int = 3) -> Call:
     side = side_of(elements, 144)
     leaves = [
         torch.randn(shape, dtype=dtype, requires_grad=True)
-        for shape in ((1, 144, side, side), (144, 1, 3, 3))
+        for shape in ((1, 144, side, side), (144, 1, kernel, kernel))
     ]
     return lambda backend: (cpl_kernels.dwconv(*leaves, backend=backend), leaves)
 
@@ -140,6 +141,12 @@ OPS: dict[str, Callable[[int, torch.dtype], Call]] = {
 }
 
 
+# What dispatch.VARIANTS tells apart.
+OF_VARIANT: dict[tuple[str, str], Callable[[int, torch.dtype], Call]] = {
+    ("dwconv", f"{k}x{k}"): functools.partial(dwconv, kernel=k) for k in (3, 5, 7)
+}
+
+
 def measure(call: Call, names: list[str], device: str) -> dict[str, dict[str, float]]:
     """Median seconds and median paired ratio to the reference of every backend, with the backward if there is one."""
     count = IN_A_ROW[device]
@@ -176,17 +183,19 @@ def measure(call: Call, names: list[str], device: str) -> dict[str, dict[str, fl
 
 def cases(ops: list[str], device: str) -> list[dict[str, Any]]:
     rows = []
-    for op in ops:
+    calls = [(op, variant) for op in ops for variant in dispatch.VARIANTS.get(op, ("",))]
+    for op, variant in calls:
         for dtype in dispatch.DTYPES:
             for size, elements in ELEMENTS[device].items():
                 names = [n for n in backends.backends_of(op) if backends.RUNS_ON.get(n, device) == device]
                 torch.manual_seed(0)
                 with torch.device(device):
-                    made = OPS[op](elements, getattr(torch, dtype))
+                    made = OF_VARIANT.get((op, variant), OPS[op])(elements, getattr(torch, dtype))
                 result = measure(made, names, device)
-                rows.append({"op": op, "dtype": dtype, "size": size, "backends": result})
+                of_variant = {"variant": variant} if variant else {}
+                rows.append({"op": op, **of_variant, "dtype": dtype, "size": size, "backends": result})
                 ratio = ", ".join(f"{n} {r['against_reference']:.2f}" for n, r in result.items())
-                print(f"{op} {dtype} {size}: {ratio}", file=sys.stderr)
+                print(f"{op} {variant} {dtype} {size}: {ratio}", file=sys.stderr)
     return rows
 
 

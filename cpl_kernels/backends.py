@@ -14,9 +14,9 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -59,21 +59,23 @@ def requested(op: str, backend: str | None) -> str:
     return _override.get(op) or _override.get("*", "")
 
 
-def select(op: str, request: str, *tensors: Tensor) -> Any:
+def select(op: str, request: str, *tensors: Tensor, variant: str = "") -> Any:
     """The module that runs this call; its ``why_not`` is asked about ``tensors``.
+
+    ``variant``: which of the op's kernels runs, where the table of defaults tells them apart (dispatch.VARIANTS).
 
     Raises:
         BackendError: ``request`` names a backend that cannot serve the call.
     """
     if not request:
-        return _pick(op, tensors)[1]
+        return _runnable(op, _pick(op, tensors, variant))
     reason = _why_not(op, request, tensors)
     if reason is not None:
         raise BackendError(
             f"{op}: backend {request!r} cannot serve this call: {reason}. "
-            f"Leave backend unset to let cpl_kernels choose; here that is {_pick(op, tensors)[0]!r}"
+            f"Leave backend unset to let cpl_kernels choose; here that is {_pick(op, tensors, variant)!r}"
         )
-    return _module(op, request)
+    return _runnable(op, request)
 
 
 def gives_output(op: str, request: str, *tensors: Tensor) -> bool:
@@ -144,11 +146,11 @@ def backends_of(op: str) -> tuple[str, ...]:
     return tuple(name for name in NAMES if importlib.util.find_spec(f"cpl_kernels.{op}.{name}"))
 
 
-def _pick(op: str, tensors: tuple[Tensor, ...]) -> tuple[str, ModuleType]:
-    for name in dispatch.order(op, tensors):
+def _pick(op: str, tensors: tuple[Tensor, ...], variant: str) -> str:
+    for name in dispatch.order(op, tensors, variant):
         if _why_not(op, name, tensors) is None:
-            return name, _module(op, name)
-    return "reference", _module(op, "reference")
+            return name
+    return "reference"
 
 
 def _why_not(op: str, name: str, tensors: tuple[Tensor, ...]) -> str | None:
@@ -206,6 +208,36 @@ def _describe(op: str, device: str) -> str:
         lines.append(line + (f"; passed over {'; '.join(passed_over)}" if passed_over else ""))
     others = [name for name in backends_of(op) if name not in tried]
     return "; ".join(lines) + (f"; by name: {', '.join(others)}" if others else "")
+
+
+@functools.cache
+def _runnable(op: str, name: str) -> Any:
+    """The backend as an op gets it."""
+    module = _module(op, name)
+    return OnTheirDevice(module) if RUNS_ON.get(name) == "cuda" else module
+
+
+class OnTheirDevice:
+    """A backend whose functions run while the device of their tensors is the current one.
+
+    Triton and the CUDA runtime launch on the current device, and on its current stream, wherever the tensors are.
+    torch guards its own kernels so; here ``select`` does it for ours, so that no backend can forget it.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        return functools.partial(_on_their_device, value) if isinstance(value, FunctionType) else value
+
+
+def _on_their_device(function: Callable[..., Any], *args: Any) -> Any:
+    for a in args:
+        if isinstance(a, Tensor) and a.is_cuda:  # all tensors of a call are on one device
+            with torch.cuda.device(a.device):
+                return function(*args)
+    return function(*args)
 
 
 @functools.cache

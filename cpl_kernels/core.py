@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import torch
+from torch import Tensor
 
 from cpl_kernels.checks import switched_on
 
@@ -40,6 +41,11 @@ def _older(name: str) -> NoReturn:
     raise AttributeError(
         f"cpl_kernels._core has no {name}: it is older than the Python beside it; rebuild it: {REBUILD}"
     )
+
+
+def stream_of(x: Tensor) -> int:
+    """The stream that work on x goes to: the current one of its device."""
+    return torch.cuda.current_stream(x.device).cuda_stream
 
 
 def build_info() -> dict[str, str]:

@@ -16,6 +16,10 @@ NOWHERE: View = (0, 0, 0, 0)  # for a result that is not asked for
 
 def output_format(x: Tensor) -> torch.memory_format:
     """The layout of a result shaped like ``x``: channels-last if x is, else contiguous."""
+    if (
+        not isinstance(x.stride(1), int) and x.is_contiguous()
+    ):  # where sizes are symbols, a question less is a guard less
+        return torch.contiguous_format
     return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 

@@ -10,6 +10,9 @@ the implementation directly: two passes through the dispatcher, each of them int
 back, cost more than everything else about a call, and at the sizes of the prompt ops more than the kernel.
 Everywhere else it calls the dispatcher op. Both give the same results.
 
+torch.func works on the dispatcher op: ``grad``, ``vjp`` and ``jacrev`` by its autograd kernel, ``vmap`` by a rule
+that is the same for every op (mapping.py). A derivative in forward mode and a second one are errors, never zeros.
+
 ``torch.library.custom_op`` would be shorter, but costs 16 to 20 microseconds a call where
 ``Library.impl`` costs 3.5.
 """
@@ -21,9 +24,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 from torch.autograd.function import FunctionCtx
 
 from cpl_kernels import autocast
+from cpl_kernels.mapping import Rows, rule
 
 LIBRARY = torch.library.Library("cpl_kernels", "DEF")
 NAMESPACE = torch.ops.cpl_kernels
@@ -45,12 +51,23 @@ def transformed(args: tuple[Any, ...]) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._get_tracing_state() is not None
+        or forward_ad._current_level >= 0
     ):
         return True
     for a in args:  # noqa: SIM110 -- any() takes twice as long on so few
         if isinstance(a, Tensor) and (type(a) not in _PLAIN or not (a.is_cpu or a.is_cuda)):
             return True
     return False
+
+
+def rewritten() -> bool:
+    """Whether torch.func or torch.jit.trace look at each call: a function of several calls must make them plainly.
+
+    An autograd function of other ops, or a loop over parts of an image, is for neither.
+    """
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
+    )
 
 
 def _requires_grad(args: tuple[Any, ...]) -> bool:
@@ -70,7 +87,23 @@ def register(name: str, schema: str, *, impl: Impl, fake: Impl) -> Impl:
     """
     impl = autocast.off(impl)
     _define(name, schema, impl, fake)
-    return lambda *args: getattr(NAMESPACE, name)(*args) if _watched(args) else impl(*args)
+
+    def call(*args: Any) -> Any:
+        return getattr(NAMESPACE, name)(*args) if _watched(args) else impl(*args)
+
+    torch.library.register_vmap(f"cpl_kernels::{name}", rule(call, fake), lib=LIBRARY)
+    return call
+
+
+def register_composed(name: str, schema: str, impl: Impl) -> Impl:
+    """Register an op that is other ops of these one after the other; its derivative is theirs.
+
+    Returns:
+        What to call: takes the op's arguments, by position.
+    """
+    LIBRARY.define(name + schema, tags=[torch.Tag.pt2_compliant_tag])
+    LIBRARY.impl(name, impl, "CompositeImplicitAutograd")
+    return getattr(NAMESPACE, name)
 
 
 def register_differentiable(
@@ -84,6 +117,8 @@ def register_differentiable(
     backward_fake: Impl,
     save: Callable[[FunctionCtx, tuple[Any, ...], Any], None],
     grads: Callable[..., tuple[Any, ...]],
+    rows: Rows | None = None,
+    backward_rows: Rows | None = None,
 ) -> tuple[Impl, Impl]:
     """Register ``name`` and ``name_backward``.
 
@@ -91,12 +126,15 @@ def register_differentiable(
         save: ``save(ctx, inputs, output)`` keeps what the backward needs on ``ctx``.
         grads: ``grads(ctx, *output_grads)`` calls the backward and returns one gradient (or
             None) per input of ``name``.
+        rows, backward_rows: of the two ops, where every result has rows; else vmap calls the op once per entry.
 
     Returns:
         What to call for the two: each takes its op's arguments, by position.
     """
 
-    def forward_through(run: Impl) -> Impl:
+    way_out = f"call its plain PyTorch definition instead: from cpl_kernels.{name}.reference import {name}"
+
+    def forward_through(run: Impl) -> type[torch.autograd.Function]:
         class Forward(torch.autograd.Function):
             @staticmethod
             def forward(ctx: Any, *args: Any) -> Any:
@@ -111,9 +149,16 @@ def register_differentiable(
                     return (None,) * len(ctx.needs_input_grad)
                 return grads(ctx, *output_grads)
 
-        return Forward.apply
+            @staticmethod
+            def jvp(ctx: Any, *tangents: Any) -> Any:
+                raise RuntimeError(
+                    f"{name} has no derivative in forward mode (jvp, jacfwd, hessian). Use reverse mode (grad, vjp, "
+                    f"jacrev), or {way_out}"
+                )
 
-    def backward_through(run: Impl) -> Impl:
+        return Forward
+
+    def backward_through(run: Impl) -> type[torch.autograd.Function]:
         class Backward(torch.autograd.Function):
             """The backward op, whose own derivative is an error rather than a wrong answer."""
 
@@ -123,14 +168,22 @@ def register_differentiable(
 
             @staticmethod
             def backward(ctx: Any, *output_grads: Any) -> Any:
-                raise RuntimeError(
-                    f"{name} has no second derivative. For one, call its plain PyTorch definition "
-                    f"instead: from cpl_kernels.{name}.reference import {name}"
-                )
+                raise RuntimeError(f"{name} has no second derivative. For one, {way_out}")
 
-        return Backward.apply
+            @staticmethod
+            def jvp(ctx: Any, *tangents: Any) -> Any:
+                raise RuntimeError(f"{name} has no second derivative. For one, {way_out}")
 
-    def callable_as(op_name: str, op_schema: str, op_impl: Impl, op_fake: Impl, through: Any) -> Impl:
+        return Backward
+
+    def callable_as(
+        op_name: str,
+        op_schema: str,
+        op_impl: Impl,
+        op_fake: Impl,
+        through: Callable[[Impl], type[torch.autograd.Function]],
+        op_rows: Rows | None,
+    ) -> Impl:
         op_impl = autocast.off(op_impl)
         op = _define(op_name, op_schema, op_impl, op_fake)
 
@@ -138,23 +191,49 @@ def register_differentiable(
             with torch._C._AutoDispatchBelowAutograd():
                 return op(*args)
 
-        dispatched, direct = through(below_autograd), through(op_impl)
-        LIBRARY.impl(
-            op_name,
-            lambda *args: dispatched(*args) if _requires_grad(args) else below_autograd(*args),
-            "Autograd",
+        def below_level(*args: Any) -> Any:
+            with (
+                torch.enable_grad(),
+                forward_ad._set_fwd_grad_enabled(True),
+            ):  # off in forward; the next level's are on
+                return below_autograd(*args)
+
+        direct, dispatched, level = (
+            through(op_impl).apply,
+            through(below_autograd).apply,
+            through(below_level),
         )
+
+        def autograd(*args: Any) -> Any:
+            if not (_requires_grad(args) or forward_ad._current_level >= 0):
+                return below_autograd(*args)
+            if not torch._C._are_functorch_transforms_active():
+                return dispatched(*args)
+            # The dispatcher has brought the call to one level of torch.func, and takes it to the next one below
+            # autograd. Function.apply, which stands above the dispatcher, would begin with all levels again.
+            with enable_single_level_autograd_function():
+                return super(torch.autograd.Function, level).apply(*args)  # type: ignore[misc]
+
+        LIBRARY.impl(op_name, autograd, "Autograd")
 
         def call(*args: Any) -> Any:
             if _watched(args):
                 return getattr(NAMESPACE, op_name)(*args)
             return direct(*args) if _requires_grad(args) else op_impl(*args)
 
+        torch.library.register_vmap(f"cpl_kernels::{op_name}", rule(call, op_fake, op_rows), lib=LIBRARY)
         return call
 
     return (
-        callable_as(name, schema, impl, fake, forward_through),
-        callable_as(f"{name}_backward", backward_schema, backward_impl, backward_fake, backward_through),
+        callable_as(name, schema, impl, fake, forward_through, rows),
+        callable_as(
+            f"{name}_backward",
+            backward_schema,
+            backward_impl,
+            backward_fake,
+            backward_through,
+            backward_rows,
+        ),
     )
 
 

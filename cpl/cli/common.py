@@ -32,6 +32,20 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_architecture_argument(parser: argparse.ArgumentParser) -> None:
+    """--architecture, for every command that loads a checkpoint."""
+    parser.add_argument(
+        "--architecture",
+        metavar="NAME",
+        help="what the checkpoint holds, where the file does not say it and two fit: cplir or promptir",
+    )
+
+
+def told_architecture(args: argparse.Namespace) -> dict[str, str]:
+    """What --architecture says, as an argument for `cpl.inference.load.load_model`."""
+    return {} if args.architecture is None else {"architecture": args.architecture}
+
+
 def check_writable(path: str, option: str) -> None:
     """Refuse a file that could not be written, before any work is done for it.
 

@@ -6,7 +6,12 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from cpl.cli.common import add_device_arguments, named_degradations
+from cpl.cli.common import (
+    add_architecture_argument,
+    add_device_arguments,
+    named_degradations,
+    told_architecture,
+)
 
 if TYPE_CHECKING:
     from cpl.data.config import ValidationConfig
@@ -40,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the trained model (made by `cpl train` or `make demo`, or a released CPLIR or PromptIR file)",
     )
+    add_architecture_argument(parser)
     parser.add_argument(
         "--preset", metavar="NAME", help="the test set of this training preset (or YAML file)"
     )
@@ -86,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.json, "--json")  # before the measuring, which may take hours
     what, channel, seed = _what(args)
     cases = build_cases(what, seed)
-    model, info = load_model(args.checkpoint, args.device)
+    model, info = load_model(args.checkpoint, args.device, **told_architecture(args))
     with ProgressBar("evaluating", len(cases)) as bar:
         result = evaluate(
             model, cases, channel=channel, dtype=args.dtype, progress=lambda task, name: bar.advance()

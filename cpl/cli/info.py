@@ -7,6 +7,8 @@ import json
 import platform
 from typing import Any
 
+from cpl.cli.common import add_architecture_argument, told_architecture
+
 HELP = "show versions, devices and what is installed, or what is in a checkpoint"
 DESCRIPTION = """\
 Show what this installation consists of: versions, the native core (and why it is missing, if it is),
@@ -22,13 +24,14 @@ EXTRA = None
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="a checkpoint file to describe")
+    add_architecture_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.checkpoint is None:
         _installation()
     else:
-        _checkpoint(args.checkpoint)
+        _checkpoint(args.checkpoint, args)
     return 0
 
 
@@ -62,10 +65,10 @@ def _installation() -> None:
     cpl_kernels.show_config()
 
 
-def _checkpoint(path: str) -> None:
-    from cpl import load_checkpoint
+def _checkpoint(path: str, args: argparse.Namespace) -> None:
+    from cpl.inference.load import load_model
 
-    model, info = load_checkpoint(path)
+    model, info = load_model(path, "cpu", **told_architecture(args))
     shown = dict(info)
     rows = {
         "file": str(shown.pop("path", path)),

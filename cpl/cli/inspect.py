@@ -7,7 +7,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpl.cli.common import add_device_argument, named_degradations, trained_degradations
+from cpl.cli.common import (
+    add_architecture_argument,
+    add_device_argument,
+    named_degradations,
+    told_architecture,
+    trained_degradations,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="clean photos: files, folders or patterns such as 'photos/*.jpg'",
     )
     parser.add_argument("--checkpoint", metavar="FILE", help="the trained model, one with prompts")
+    add_architecture_argument(parser)
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder for the page, charts and tables"
     )
@@ -84,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         create(spec)  # a misspelling is found before the photos and the model are read
     _check_output(Path(args.output), args.overwrite)
     photos = _photos(args.photos, args.recursive)[: args.limit]
-    model, info = load_model(args.checkpoint, args.device)
+    model, info = load_model(args.checkpoint, args.device, **told_architecture(args))
     network = with_prompts(model)
     degradations = given or trained_degradations(info) or {name: name for name in USUAL}
     with ProgressBar("looking", len(photos) * (1 + len(degradations))) as bar:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpl.cli.common import add_device_arguments
+from cpl.cli.common import add_architecture_argument, add_device_arguments, told_architecture
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the trained model (made by `cpl train` or `make demo`, or a released CPLIR or PromptIR file)",
     )
+    add_architecture_argument(parser)
     parser.add_argument(
         "--output",
         required=True,
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     with folder.Processes() as processes, interrupted_once():
         where = processes.device(args.device)
         jobs = processes.agreed(lambda: _plan(args))
-        model, _ = load_model(args.checkpoint, where)
+        model, _ = load_model(args.checkpoint, where, **told_architecture(args))
         digest = folder.model_digest(model)
 
         def restorer(image: np.ndarray, name: str, bar: ProgressBar) -> np.ndarray:

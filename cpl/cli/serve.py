@@ -7,7 +7,13 @@ import os
 import signal
 import sys
 
-from cpl.cli.common import add_device_arguments, named_degradations, trained_degradations
+from cpl.cli.common import (
+    add_architecture_argument,
+    add_device_arguments,
+    named_degradations,
+    told_architecture,
+    trained_degradations,
+)
 
 HELP = "a web page to try a trained model on"
 DESCRIPTION = """\
@@ -29,6 +35,7 @@ OFFERED = ("noise", "blur", "rain", "haze", "low_light", "snow", "jpeg")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="FILE", help="the trained model")
+    add_architecture_argument(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
     )
@@ -89,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     given = named_degradations(args.degradation or [])
     listening = open_socket(args.host, args.port)  # before the model is read, which may take long
     try:
-        model, info = load_model(args.checkpoint, args.device)
+        model, info = load_model(args.checkpoint, args.device, **told_architecture(args))
         offered = given or trained_degradations(info) or {name: name for name in OFFERED}
         usage = None if args.usage is None else read_usage(args.usage, model)
         session = Session(model, offered, usage, limits, args.dtype)

@@ -133,7 +133,9 @@ def evaluate(
         progress: called with (task, name) after every image.
 
     Raises:
-        CplError: there are no cases. ValueError: sizes of a pair differ, or an unknown channel.
+        CplError: there are no cases.
+        ValueError: sizes of a pair differ, values that are not in [0, 1] (see `cpl.inference.metrics.psnr`), or an
+            unknown channel.
     """
     if channel not in metrics.CHANNELS:
         raise ValueError(f"channel must be one of {', '.join(metrics.CHANNELS)}, got {channel!r}")
@@ -145,6 +147,11 @@ def evaluate(
         if degraded.shape != target.shape:
             raise ValueError(f"{task} {name}: degraded is {degraded.shape}, target is {target.shape}")
         restored = restorer(degraded)
+        try:
+            for what, image in (("degraded", degraded), ("target", target), ("restored", restored)):
+                metrics.checked(what, image)
+        except ValueError as error:
+            raise ValueError(f"{task} {name}: {error}") from None
         pairs = (degraded, restored)
         values = [score(one, target, channel) for one in pairs for score in (metrics.psnr, metrics.ssim)]
         images.append(ImageScores(task, name, Scores(*values)))

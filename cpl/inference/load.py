@@ -17,21 +17,28 @@ HOW_TO_GET_ONE = (
 
 
 def load_model(
-    checkpoint: str | os.PathLike[str], device: str | torch.device = "auto"
+    checkpoint: str | os.PathLike[str],
+    device: str | torch.device = "auto",
+    architecture: str | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Load a checkpoint for inference. (NaN weights are refused by name in `cpl.load_checkpoint`.)
 
     Args:
         checkpoint: any file that `cpl.load_checkpoint` reads.
         device: "auto" (CUDA where there is one, else CPU), "cpu", "cuda" or "cuda:1".
+        architecture: of a file that fits two, such as "cplir" or "promptir"; see `cpl.load_checkpoint`.
 
     Raises:
-        CplError: no such file, not a checkpoint, NaN or infinite weights, no such device.
+        CplError: no such file, not a checkpoint, NaN or infinite weights, no such device, or an architecture that
+            does not exist or that the file contradicts.
     """
     from cpl.models import load_checkpoint
 
     where = pick_device(device)  # before the load: a wrong device costs no time
-    model, info = load_checkpoint(checkpoint)
+    try:
+        model, info = load_checkpoint(checkpoint, architecture=architecture)
+    except ValueError as error:  # what was said of the file cannot be
+        raise CplError(f"architecture: {error}") from None
     return model.to(where).eval(), info
 
 

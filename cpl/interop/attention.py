@@ -26,7 +26,7 @@ from cpl.interop.structure import (
     why_no_conv,
 )
 from cpl.nn.byproducts import gate_conv
-from cpl_kernels import channel_attention, gated_dwconv
+from cpl_kernels import channel_attention, checks, gated_dwconv
 
 
 def why_no_temperature(module: Block) -> str | None:
@@ -107,11 +107,8 @@ def _why_not_cross(module: Block) -> str | None:
 
 def _forward_cross(module: Block, x: Tensor, y: Tensor) -> Tensor | None:
     """q of x, k and v of y. The kernel reads them as one tensor; that copy costs less than the kernel saves."""
-    if (
-        x.shape[2:] != y.shape[2:]
-        or x.shape[0] != y.shape[0]
-        or not is_free(module, ("q", "kv", "q_dwconv", "kv_dwconv"))
-    ):
+    (b, _, *of_x), (other, _, *of_y) = checks.sizes(x), checks.sizes(y)
+    if [b, *of_x] != [other, *of_y] or not is_free(module, ("q", "kv", "q_dwconv", "kv_dwconv")):
         return None
     qkv = torch.cat((maps(module, "q", x), maps(module, "kv", y)), 1)
     return convolve(module.project_out, channel_attention(qkv, module.temperature))

@@ -68,11 +68,13 @@ _WAYS = (
     "for parameters without gradient",
     "channels last",
     "called twice",
+    "for one image as all",
 )
+_SCALES_OF_VALUES = (1e-6, 1e-3, 1.0, 1e2)
 _SCALES = (1e-6, 1e-3, 1e2, 1e5)
 # Small ones of any parity, batches of 1 to 8, and strips: windows of up to 256 show in them, for few pixels.
 _SIZES = ((1, 3, 5), (1, 8, 8), (3, 7, 7), (1, 16, 32), (8, 2, 3), (1, 1, 2), (1, 4, 264), (1, 264, 4))
-# Behaviour that depends on the area needs an area: the first always, of the others the largest that can be afforded.
+# What depends on the area shows on no strip: the first always, of the others the largest that can be afforded.
 _LARGE = ((1, 80, 72), (1, 136, 128), (1, 257, 259))
 _AFFORDED = 4e8  # multiplications, counting 20 for each value of the image
 _VALUES = 4e6  # of the image
@@ -93,8 +95,11 @@ def thorough(module: nn.Module, channels: tuple[int, ...]) -> Iterator[Trial]:
     yield from (
         Trial(way=way, training=t, slopes=way.endswith("without gradient")) for way in _WAYS for t in modes
     )
+    yield from (Trial(scale=s, slopes=False, way=_WAYS[0]) for s in _SCALES)
     for values in range(1, SETS):
-        yield from (Trial(scale=s, values=values, training=bool(values % 2)) for s in (1e-3, 1.0, 1e2))
+        yield from (
+            Trial((2, 4, 5), scale=s, values=values, training=bool(values % 2)) for s in _SCALES_OF_VALUES
+        )
     for size in _large(module, channels):
         yield Trial(size, slopes=False, way="without gradients")
         yield Trial(size, slopes=False, training=True)
@@ -161,11 +166,16 @@ def compare(module: nn.Module, layout: Layout, options: Options, known: bool = F
     return found
 
 
+class _Other(Exception):
+    """Says in what a module is another."""
+
+
 class _Comparison:
     def __init__(self, module: nn.Module, layout: Layout, options: Options, dtype: torch.dtype) -> None:
         self.module, self.layout, self.options, self.dtype = module, layout, options, dtype
         first = next(module.parameters(), None)
         self.own = torch.float32 if first is None else first.dtype
+        self.is_mixed = len({p.dtype for p in module.parameters()}) > 1
         self.device = torch.device("cpu") if first is None else first.device
         self.channels = layout.channels(module)
         self.values = Values(module)
@@ -174,8 +184,10 @@ class _Comparison:
     def run(self, known: bool) -> Compared:
         # Whatever the caller is in: no_grad, inference mode, autocast.
         try:
-            with torch.inference_mode(False), torch.enable_grad(), self._autocast(None):
+            with torch.inference_mode(False), torch.enable_grad(), self._autocast(None), _whole_products():
                 self.found.why = self._wide(known) or (None if known else self._narrow())
+        except _Other as other:
+            self.found.why = str(other)
         except Exception as error:
             self.found.why = f"it could not be tried: {type(error).__name__}: {error}"
         return self.found
@@ -269,6 +281,10 @@ class _Comparison:
                 why = self._in(dtype, dtype, None)
                 if why is not None:
                     return why
+        if self.is_mixed:
+            why = self._in(None, self.own, None)
+            if why is not None:
+                return why
         if self.device.type in ("cpu", "cuda"):
             for dtype in _NARROW:
                 why = self._in(torch.float32, torch.float32, dtype) or self._in(torch.float32, dtype, dtype)
@@ -276,13 +292,14 @@ class _Comparison:
                     return why
         return None
 
-    def _in(self, parameters: torch.dtype, image: torch.dtype, autocast: torch.dtype | None) -> str | None:
-        """Parameters and image in these dtypes, and autocast to another: the same but for rounding."""
+    def _in(
+        self, parameters: torch.dtype | None, image: torch.dtype, autocast: torch.dtype | None
+    ) -> str | None:
+        """Parameters (None: as they are) and image in these dtypes, autocast to another: the same but for rounding."""
         narrow = autocast or image
         theirs, gold = stranger(self.module, parameters), stranger(self.module, torch.float64)
-        scales = (
-            (1e-2, 1.0, 10.0) if narrow == torch.float16 else (1e-3, 1.0, 1e2)
-        )  # where fp16 has normal numbers
+        # Where fp16 has normal numbers, squares too.
+        scales = (1e-2, 1.0, 10.0) if narrow == torch.float16 else (1e-3, 1.0, 1e2)
         for training in (False, True):
             for made in (theirs, gold):
                 made.train(training)
@@ -292,7 +309,7 @@ class _Comparison:
                     why = self._differs(trial, at, theirs, gold, image, autocast)
                     if not why:
                         break
-                if why == "" and (self.own != parameters or autocast is not None):
+                if why == "" and (parameters not in (self.own, None) or autocast is not None):
                     return None  # it cannot run so at all
                 if why is not None:
                     how = f"under autocast to {_name(narrow)}" if autocast else f"in {_name(narrow)}"
@@ -328,6 +345,8 @@ class _Comparison:
             return None
         if autocast is None and a.dtype != b.dtype:
             return f"it returns {_name(a.dtype)}, and ours {_name(b.dtype)},"
+        if torch.float16 in (image, autocast) and not a.isfinite().all():
+            return None  # beyond what fp16 can hold, which says nothing
         most = exact.abs().max().item()
         off, own = ((y.double() - exact).abs().max().item() for y in (a, b))
         return (
@@ -343,13 +362,19 @@ class _Comparison:
 def _call(trial: Trial, function: Callable[..., Any], owner: nn.Module, xs: list[Tensor]) -> list[Any]:
     """The output, and with ``trial.slopes`` the gradients of images and parameters, zeros where there is none."""
     way, parameters = trial.way, list(owner.parameters())
+    if way == "for one image as all":
+        xs = xs[:1] * len(xs)
     if way == "channels last":
         xs = [x.contiguous(memory_format=torch.channels_last) for x in xs]
-    xs = [x.detach().clone().requires_grad_(way != "for an image without gradient") for x in xs]
+    own = {id(x): x.detach().clone().requires_grad_(way != "for an image without gradient") for x in xs}
+    before = {id(x): x for x in xs}
+    xs = [own[id(x)] for x in xs]
     owner.requires_grad_(way != "for parameters without gradient")
     context = {"without gradients": torch.no_grad, "in inference mode": torch.inference_mode}
     with context.get(way, torch.enable_grad)():
         y = function(*xs)
+        if any(not torch.equal(x, own[i]) for i, x in before.items()):
+            raise _Other(f"it changes its input ({trial})")
         if way == "called twice" and isinstance(y, Tensor):
             return [y.detach(), function(*xs).detach()]
     if not isinstance(y, Tensor):
@@ -379,6 +404,23 @@ def _reaches(results: list[Tensor], owners: list[Tensor]) -> list[float]:
         most = owner.detach().abs().max().item() if owner.numel() else 0.0
         reaches.append(max(slope.abs().max().item() if slope.numel() else 0.0, whole / most if most else 0.0))
     return reaches
+
+
+@contextlib.contextmanager
+def _whole_products() -> Iterator[None]:
+    """float32 means float32: no TF32 on a GPU, and no bfloat16 in a CPU's products."""
+    try:
+        matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # set by torch's newer names, which cannot be read by these
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution
 
 
 class _Watch(TorchDispatchMode):

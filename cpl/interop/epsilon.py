@@ -39,16 +39,16 @@ def measured(norm: nn.Module, channels: int, said: float) -> Epsilon:
     """eps of a norm over channels, ``said`` where it is that or where nothing can be measured."""
     found = {dtype: _measure(norm, channels, dtype) for dtype in _SCALES}
     exact = next((eps for eps, _ in (found[torch.float64], found[torch.float32]) if eps is not None), said)
-    first = _rounded(exact, said, 1e-6)
+    first = _rounded(exact, said, 1e-7)
     by_dtype = {dtype: _settled(first, *found[dtype]) for dtype in found}
     return first if set(by_dtype.values()) == {first} else ByDtype(by_dtype)
 
 
 def _settled(first: float, eps: float | None, doubt: float) -> float:
-    """``first`` where ``eps`` may be that, else eps to as many digits as are certain."""
-    if eps is None or abs(eps - first) <= doubt:
+    """``first`` where ``eps`` may be that, but for a rounding to float32, else eps to as many digits as are certain."""
+    if eps is None or abs(eps - first) <= max(doubt, 1e-7 * first):
         return first
-    return _rounded(eps, first, doubt / eps)
+    return _rounded(eps, first, doubt / eps) if eps else eps
 
 
 def _rounded(eps: float, said: float, doubt: float) -> float:

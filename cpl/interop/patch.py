@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -72,8 +71,9 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
     networks of Restormer and of what keeps its names (PromptIR, AdaIR, MoCE-IR); prompt blocks (PromptIR's, or of the k
     best); NAFNet's gated block, and SimpleGate behind a depthwise convolution in nn.Sequential; depthwise convolutions
     of 3x3, 5x5 and 7x7 that none of these computes. A block is taken only
-    where it computes the same as ours on a small random image: a copy of it, in eval and in training mode, with its
-    parameters moved by random numbers.
+    where nothing but rounding tells its computation and ours apart: results and gradients of a copy, in float64, for
+    images of many sizes and scales, with other parameters, in every mode; then in the other dtypes. What a norm adds to
+    the variance is measured. :mod:`cpl.interop.comparison` lists it all; it takes a second for each kind of block.
 
     Modules, parameters, their names, hooks and the state_dict stay what they are: only what ``forward`` computes is
     exchanged, so optimizers, EMA copies, checkpoints and torch.compile go on as before.
@@ -158,11 +158,11 @@ def _take(module: nn.Module, layout: Layout, verdicts: Verdicts) -> tuple[str | 
     """Exchange the module's forward, or say why not; also what was compared."""
     name = (layout, key(module))
     if name not in verdicts:
-        verdicts[name] = verdict = _judge(module, layout, layout.options, known=False)
+        verdicts[name] = verdict = _judge(module, layout, None)
     else:
         verdict = verdicts[name]
         if verdict.options is not None:
-            verdict = _judge(module, layout, lambda _: (verdicts[name].options,), known=True)
+            verdict = _judge(module, layout, verdict.options)
     if verdict.options is None:
         return verdict.why, ""
     setattr(module, _MARK, vars(module).get("forward"))
@@ -170,13 +170,12 @@ def _take(module: nn.Module, layout: Layout, verdicts: Verdicts) -> tuple[str | 
     return None, verdicts[name].compared
 
 
-def _judge(
-    module: nn.Module, layout: Layout, choices: Callable[[Any], Iterable[Options]], known: bool
-) -> Verdict:
-    first = None
+def _judge(module: nn.Module, layout: Layout, known: Options | None) -> Verdict:
+    """Try every choice that the layout leaves, or the ``known`` one of a module with the same signature."""
+    first: Verdict | None = None
     try:
-        for options in choices(module):
-            found = [compare(part, layout, options, known) for part in layout.compared(module)]
+        for options in layout.options(module) if known is None else (known,):
+            found = [compare(part, layout, options, known is not None) for part in layout.compared(module)]
             why = next((one.why for one in found if one.why is not None), None)
             if why is None:
                 return Verdict(None, options, str(found[0]))

@@ -76,7 +76,7 @@ def _decides(module: Block, name: str) -> bool:
 def _forward(module: Block, x: Tensor, k: str | None, normalize: str) -> Tensor:
     pool = module.prompt_param[0]
     logits = module.linear_layer(x.mean((2, 3)))
-    chosen = len(pool) if k is None else getattr(module, k)
+    chosen = module.linear_layer.out_features if k is None else getattr(module, k)
     return module.conv3x3(sparse_prompt(logits, pool, chosen, (x.shape[2], x.shape[3]), normalize))
 
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 _MAGNITUDES = (1e-4, 1e-2, 1.0, 1e2, 1e4)
-SETS = 2 * len(_MAGNITUDES) + 2  # the sets of values that Values.move knows
+_ALL_ALIKE = (1e-4, 1e4)
+SETS = 1 + 2 * len(_MAGNITUDES) + len(_ALL_ALIKE) + 1  # the sets of values that Values.move knows
 
 
-def stranger(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy in ``dtype`` without hooks, all of whose parameters ask for gradients."""
+def stranger(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """A copy in ``dtype`` (None: as it is) without hooks, all of whose parameters ask for gradients."""
     made = copy.deepcopy(module)
     for part in made.modules():
         for hooks in (
@@ -27,7 +28,7 @@ def stranger(module: nn.Module, dtype: torch.dtype) -> nn.Module:
             part._backward_pre_hooks,
         ):
             hooks.clear()
-    return made.to(dtype).requires_grad_(True)
+    return (made if dtype is None else made.to(dtype)).requires_grad_(True)
 
 
 class Values:
@@ -37,11 +38,11 @@ class Values:
         self._own = [p.detach().to(torch.float64, copy=True) for p in module.parameters()]
 
     def move(self, number: int, *copies: nn.Module, seed: int = 0) -> None:
-        """Give the parameters of ``copies`` set ``number`` of values, the same to each, rounded as the first rounds.
+        """Give the parameters of ``copies`` set ``number`` of values, to each the same, as the first rounds them.
 
         Set 0 is moved alone: a residual scaled by 0, or a norm that scales by 1, would hide what is done to it. Sets 1
         to 10 scale each parameter by 1e-4 to 1e4 with either sign, so that each meets each of these: what is clamped,
-        or passes through an absolute value, shows. The last scales each element by itself.
+        or passes through an absolute value, shows. Two more scale all alike, and the last each element by itself.
         """
         numbers = torch.Generator().manual_seed(1000 * number + seed)
         for at, (own, *places) in enumerate(
@@ -62,9 +63,10 @@ def _factor(number: int, at: int, like: Tensor, numbers: torch.Generator) -> Ten
         power = torch.rand(like.shape, generator=numbers, dtype=like.dtype).to(like.device)
         sign = torch.randn(like.shape, generator=numbers, dtype=like.dtype).to(like.device).sign()
         return sign * 10 ** (4 * power - 2)
+    if number > 2 * len(_MAGNITUDES):
+        return _ALL_ALIKE[number - 2 * len(_MAGNITUDES) - 1]
     turn, place = divmod(number - 1, len(_MAGNITUDES))
-    sign = 1 if (turn + place + at) % 2 == 0 else -1
-    return sign * _MAGNITUDES[(place + 2 * at) % len(_MAGNITUDES)]
+    return (1 if (turn + place + at) % 2 == 0 else -1) * _MAGNITUDES[(place + 2 * at) % len(_MAGNITUDES)]
 
 
 def images(

@@ -20,13 +20,32 @@ from torch import Tensor
 from cpl.errors import CplError
 from cpl.extras import require
 
-# Where a file keeps its weights, best first: (file kind, key, prefix of the names).
-_PLACES = (
-    ("basicsr", "params_ema", ""),
-    ("basicsr", "params", ""),
-    ("lightning", "state_dict", "net."),
+# Where a file keeps its weights, best first: an average before the weights that it is the average of.
+_KEYS = (
+    "params_ema",
+    "state_dict_ema",
+    "ema_state_dict",
+    "model_ema",
+    "ema_model",
+    "ema",
+    "params",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "network",
+    "net",
+    "net_g",
+    "netG",
+    "generator",
+    "weights",
 )
+_DEPTH = 3  # how deep mappings are looked into
 _WRAPPERS = ("_orig_mod.", "module.")  # torch.compile and DataParallel put them before every name
+# The attributes under which training code keeps its network, where every name begins with one.
+_ATTRIBUTES = ("net.", "model.", "network.", "generator.", "net_g.", "netG.", "restoration_net.")
+# A name of every network of this package (and of most Transformers): what precedes it, precedes them all.
+_MARK = "patch_embed.proj.weight"
+_LIGHTNING = "pytorch-lightning_version"
 
 
 @dataclass(frozen=True)
@@ -35,8 +54,8 @@ class ForeignWeights:
 
     Attributes:
         state: names, as our models have them, to tensors.
-        kind: "basicsr", "lightning", "plain" (a bare state dict) or "safetensors".
-        key: where in the file the weights stood, e.g. "params_ema"; "" for the top.
+        kind: "basicsr", "lightning", "plain" (a bare state dict, also under another key) or "safetensors".
+        key: where in the file the weights stood, e.g. "params_ema" or "ema.model"; "" for the top.
         metadata: safetensors' strings.
     """
 
@@ -82,7 +101,7 @@ def _read_safetensors(file: Path, map_location: str | torch.device) -> ForeignWe
         raise CplError(
             f"{file} is damaged or cut short ({_line(error)}); copy or download it again"
         ) from None
-    return ForeignWeights(_strip(state, ""), "safetensors", "", metadata)
+    return ForeignWeights(_strip(file, state)[0], "safetensors", "", metadata)
 
 
 def _torch_load(file: Path, map_location: str | torch.device) -> Any:
@@ -107,13 +126,53 @@ def _unwrap(file: Path, content: Any) -> ForeignWeights:
         raise CplError(
             f"{file} holds a {type(content).__name__}, not a dict of weights; give a checkpoint of a model"
         )
-    for kind, key, prefix in _PLACES:
-        if isinstance(content.get(key), Mapping):
-            state = _tensors(file, content[key], key)
-            if not any(name.startswith(prefix) for name in state):
-                prefix, kind = "", "plain"
-            return ForeignWeights(_strip(state, prefix), kind, key)
-    return ForeignWeights(_strip(_tensors(file, content, ""), ""), "plain")
+    path, found = _locate(file, content) or _empty(content)
+    state, prefix = _strip(file, _tensors(file, found, ".".join(path)))
+    if path and path[0].startswith("params"):
+        kind = "basicsr"
+    elif path[-1:] == ("state_dict",) and (_LIGHTNING in content or _of_attribute(prefix)):
+        kind = "lightning"
+    else:
+        kind = "plain"
+    return ForeignWeights(state, kind, ".".join(path))
+
+
+def _empty(content: Mapping[Any, Any]) -> tuple[tuple[str, ...], Mapping[Any, Any]]:
+    """Where weights were looked for and are not."""
+    return next(
+        (((key,), content[key]) for key in _KEYS if isinstance(content.get(key), Mapping)), ((), content)
+    )
+
+
+def _locate(
+    file: Path, content: Mapping[Any, Any], path: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], Mapping[Any, Any]] | None:
+    """The keys to the best set of weights and the set; None: there are no tensors.
+
+    Known keys come first, then tensors at this level, then a set of weights under any other key, if there is one alone.
+    """
+    inner = {
+        key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Mapping)
+    }
+    deeper = len(path) < _DEPTH
+    for key in _KEYS:
+        if deeper and key in inner and (found := _locate(file, inner[key], (*path, key))):
+            return found
+    if any(isinstance(value, Tensor) for value in content.values()):
+        return path, content
+    others = [_locate(file, inner[key], (*path, key)) for key in inner if deeper and key not in _KEYS]
+    sets = [found for found in others if found and _is_a_set(found[1])]
+    if len(sets) > 1:
+        names = ", ".join(repr(".".join(keys)) for keys, _ in sets)
+        raise CplError(
+            f"{file} must hold one set of weights, got {len(sets)}: {names}. Save the restorer's alone with torch.save"
+        )
+    return sets[0] if sets else None
+
+
+def _is_a_set(state: Mapping[Any, Any]) -> bool:
+    """Whether these are a network's weights, not an optimizer's moments."""
+    return any(isinstance(name, str) and name.endswith(".weight") for name in state)
 
 
 def _tensors(file: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor]:
@@ -122,25 +181,58 @@ def _tensors(file: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor
     ]
     if other or not state:
         where = f"under {key!r}" if key else "at its top"
-        found = f"{other[0]!r}, which is no tensor" if other else "nothing"
+        found = f"{other[0]!r}, which is not a tensor" if other else "nothing"
         raise CplError(
             f"{file} has no weights where cpl looks for them: {where} it holds {found}; the weights must stand under "
-            f"'params_ema', 'params' or 'state_dict', or be the whole file"
+            f"a key such as 'params_ema', 'params', 'state_dict' or 'model', or be the whole file"
         )
     return {name: value.detach() for name, value in state.items()}
 
 
-def _strip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Names under ``prefix``, without it and without what wrappers put before every name.
+def _strip(file: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Names without what wrappers and training code put before them, and what that was.
 
-    A Lightning file also holds what is no part of the network (its loss's weights, metrics): names
-    without the prefix are left out.
+    A training's file also holds what is not part of the network (its loss's weights, metrics): names without the
+    prefix are left out.
     """
-    state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    for wrapper in (*_WRAPPERS, *_WRAPPERS):  # they nest either way round
-        if state and all(name.startswith(wrapper) for name in state):
-            state = {name.removeprefix(wrapper): value for name, value in state.items()}
-    return state
+    prefix = _marked(file, state)
+    if prefix is None:
+        prefix = _shared(state)
+        if not prefix and any(name.startswith("net.") for name in state):
+            prefix = "net."
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}, prefix
+
+
+def _marked(file: Path, state: Mapping[str, Tensor]) -> str | None:
+    """What precedes the mark; of several networks the average, or the only one that has an output."""
+    found = [name[: -len(_MARK)] for name in state if name == _MARK or name.endswith("." + _MARK)]
+    if "" in found:
+        return ""
+    if len(found) > 1:
+        found = [prefix for prefix in found if prefix + "output.weight" in state] or found
+    averages = [prefix for prefix in found if "ema" in prefix.lower()]
+    found = averages or found
+    if len(found) > 1:
+        names = ", ".join(map(repr, sorted(found)))
+        raise CplError(
+            f"{file} must hold one network, got {len(found)}, under {names}. Save the restorer's weights alone"
+        )
+    return found[0] if found else None
+
+
+def _shared(state: Mapping[str, Tensor]) -> str:
+    """The known prefixes that all names begin with; they nest in any order."""
+    prefix = ""
+    while True:
+        more = [p for p in (*_WRAPPERS, *_ATTRIBUTES) if all(n.startswith(prefix + p) for n in state)]
+        if not state or not more:
+            return prefix
+        prefix += more[0]
+
+
+def _of_attribute(prefix: str) -> bool:
+    """Whether the prefix names an attribute of training code, beside wrappers."""
+    return any(part + "." not in _WRAPPERS for part in prefix.split(".") if part)
 
 
 def _line(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cpl.losses.features import FrozenFeatures, feature_network
-from cpl_kernels import feature_distances
+from cpl_kernels import checks, feature_distances
 
 FORMS = ("subtractive", "ratio", "infonce")
 _THREE_LAYERS = (0.2, 0.3, 0.5)  # MCLIR's published values for relu1_2, relu2_2, relu3_3
@@ -83,17 +82,17 @@ class ContrastivePromptRegularization(nn.Module):
         super().__init__()
         if form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
-        _check_number("weight", weight, 0)
-        _check_number("eps", eps, 0)
-        _check_number("temperature", temperature, 0, strict=True)
+        checks.at_least("weight", weight, 0)
+        checks.at_least("eps", eps, 0)
+        checks.at_least("temperature", temperature, 0, strict=True)
         if margin is not None:
-            _check_number("margin", margin, 0, strict=True)
+            checks.at_least("margin", margin, 0, strict=True)
         if layer_weights is not None:
             layer_weights = tuple(layer_weights)
             if not layer_weights:
                 raise ValueError("layer_weights must have a weight for each feature layer, got none")
             for i, value in enumerate(layer_weights):
-                _check_number(f"layer_weights[{i}]", value, 0)
+                checks.at_least(f"layer_weights[{i}]", value, 0)
         if isinstance(negative_chunk, bool) or not isinstance(negative_chunk, int | None):
             raise TypeError(f"negative_chunk must be an integer or None, got {negative_chunk!r}")
         if negative_chunk is not None and negative_chunk < 1:
@@ -192,15 +191,6 @@ class ContrastivePromptRegularization(nn.Module):
 
     def extra_repr(self) -> str:
         return f"form={self.form!r}, weight={self.weight}, margin={self.margin}"
-
-
-def _check_number(name: str, value: float, least: float, strict: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or value < least or (strict and value == least):
-        raise ValueError(
-            f"{name} must be finite and {'greater than' if strict else 'at least'} {least}, got {value}"
-        )
 
 
 def _check_images(restored: Tensor, target: Tensor, negatives: Tensor) -> None:

@@ -6,42 +6,86 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cpl.losses.gather import gather
-from cpl_kernels import info_nce
+from cpl.losses.labels import integers
+from cpl.losses.unit import unit_vectors
+from cpl_kernels import checks, info_nce
 
 REDUCTIONS = ("mean", "sum", "none")
+_LARGEST_TEMPERATURE = 100.0  # cosines over it all look alike: nothing is learnt beyond
 
 
 class _Contrastive(nn.Module):
     """The settings that the losses share.
 
     A learnable temperature is kept as ``logit_scale`` = log(1 / temperature), as CLIP does: it stays positive
-    whatever the optimizer does.
+    whatever the optimizer does. In training each call first puts the parameter back between its bounds, in place.
+    CLIP's training code does that after each step. The gradient at a bound is not cut: the parameter can leave it.
     """
 
-    def __init__(self, temperature: float, learnable: bool, normalize: bool, reduction: str) -> None:
+    def __init__(
+        self,
+        temperature: float,
+        learnable: bool,
+        normalize: bool,
+        reduction: str,
+        max_logit_scale: float | None,
+    ) -> None:
         super().__init__()
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-            raise TypeError(f"temperature must be a number, got {temperature!r}")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be a positive finite number, got {temperature}")
+        checks.positive("temperature", temperature)
         if reduction not in REDUCTIONS:
             raise ValueError(
                 f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}"
             )
+        if max_logit_scale is not None:
+            checks.positive("max_logit_scale", max_logit_scale)
         self.normalize, self.reduction = normalize, reduction
+        self.max_logit_scale = max_logit_scale
         self._temperature = float(temperature)
+        least = 0.0 if max_logit_scale is None else 1 / max_logit_scale
+        if learnable and least and not least * (1 - 1e-9) <= temperature <= _LARGEST_TEMPERATURE:
+            raise ValueError(
+                f"a learnable temperature must be from 1 / max_logit_scale = {least:g} to "
+                f"{_LARGEST_TEMPERATURE:g}, got {temperature}. Give another max_logit_scale, or None for no bounds."
+            )
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature))) if learnable else None
 
     @property
     def temperature(self) -> float | Tensor:
         """A number, or a tensor of shape [] with gradient where it is learnt."""
-        return self._temperature if self.logit_scale is None else torch.exp(-self.logit_scale)
+        parameter = self.logit_scale
+        if parameter is None:
+            return self._temperature
+        scale: Tensor = parameter
+        if self.max_logit_scale is not None:
+            # The value of a clamp with the gradient of its input: a clamp's own is 0 beyond the bounds.
+            scale = scale.detach().clamp(*self._bounds()) + (scale - scale.detach())
+        return torch.exp(-scale.to(torch.promote_types(scale.dtype, torch.float32)))
 
-    def _units(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1) if self.normalize else x
+    def _bounds(self) -> tuple[float, float]:
+        """The least and the largest ``logit_scale``."""
+        assert self.max_logit_scale is not None
+        return -math.log(_LARGEST_TEMPERATURE), math.log(self.max_logit_scale)
+
+    def _put_back(self) -> None:
+        """Bring ``logit_scale`` between its bounds after the optimizer's step.
+
+        Without it the parameter would run away while the gradient holds it at a bound, and take as long to come back.
+        """
+        scale = self.logit_scale
+        if scale is None or self.max_logit_scale is None:
+            return
+        # torch.func allows no change to what a function captured; the temperature is bounded without this too.
+        functional = (
+            not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+        )
+        if self.training and scale.requires_grad and torch.is_grad_enabled() and not functional:
+            with torch.no_grad():
+                scale.clamp_(*self._bounds())
+
+    def _units(self, name: str, x: Tensor) -> Tensor:
+        return unit_vectors(name, x) if self.normalize else x
 
     def extra_repr(self) -> str:
         learnt = "" if self.logit_scale is None else ", learnable"
@@ -64,6 +108,9 @@ class InfoNCELoss(_Contrastive):
         normalize: give every vector unit length first, so that products are cosines.
         reduction: "mean", "sum" or "none".
         ignore_index: a target that says "this query does not count".
+        max_logit_scale: the largest 1 / t that a learnable temperature reaches, CLIP's 100 (t = 0.01). The smallest
+            is 0.01. The parameter is put back between log(0.01) and log(max_logit_scale) by each call in training,
+            in place, and its gradient is not cut there. None: no bounds; where 1 / t overflows, an error.
         gather_distributed: compare each process's queries with the keys of all processes of torch.distributed's default
             group (and, if symmetric, its keys with all queries). The loss is that of the process's own rows,
             and gradients go back to the process that made a vector: with the gradients of the weights averaged,
@@ -71,7 +118,9 @@ class InfoNCELoss(_Contrastive):
             process needs the same B and M and as many calls; targets count the process's own keys.
 
     The call's ``queue`` [Q, D] (MoCo): further negatives of the queries, without gradient. The vectors are
-    float32, bfloat16, float16 or float64; the loss is float32, or float64.
+    float32, bfloat16, float16 or float64; the loss is float32, or float64. Unit length is given in float32 or
+    better, and what is compared then has that dtype (under autocast its own). A vector of zeros stays zeros
+    and gets no gradient. ``targets`` are integers of any width, not bool.
 
     Raises:
         ValueError, TypeError: a setting, shape or dtype that cannot be, by name; see cpl_kernels.info_nce.
@@ -90,16 +139,22 @@ class InfoNCELoss(_Contrastive):
         reduction: str = "mean",
         ignore_index: int = -100,
         gather_distributed: bool = False,
+        max_logit_scale: float | None = 100.0,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, normalize, reduction)
+        super().__init__(temperature, learnable_temperature, normalize, reduction, max_logit_scale)
+        checks.int64("ignore_index", ignore_index)
         self.symmetric, self.ignore_index = symmetric, ignore_index
         self.gather_distributed = gather_distributed
 
     def forward(
         self, query: Tensor, key: Tensor, targets: Tensor | None = None, queue: Tensor | None = None
     ) -> Tensor:
-        query, key = self._units(query), self._units(key)
-        queue = None if queue is None else self._units(queue.detach())
+        self._put_back()
+        checks.tensor("query", query)
+        checks.rank("query", query, "[B, D]")
+        query, key = self._units("query", query), self._units("key", key)
+        queue = None if queue is None else self._units("queue", queue.detach())
+        targets = None if targets is None else integers("targets", targets, len(query), "[B]")
         if not self.gather_distributed:
             return self._loss(query, key, targets, queue, self.symmetric)
         keys, first = gather(key)
@@ -162,7 +217,7 @@ class NTXentLoss(_Contrastive):
 
     Args:
         temperature: 0.5 is lightly's default; pytorch-metric-learning's is 0.07.
-        learnable_temperature, normalize, reduction: as InfoNCELoss has them.
+        learnable_temperature, normalize, reduction, max_logit_scale: as InfoNCELoss has them.
 
     Raises:
         ValueError: views of different shapes, or not [B, D].
@@ -176,10 +231,12 @@ class NTXentLoss(_Contrastive):
         learnable_temperature: bool = False,
         normalize: bool = True,
         reduction: str = "mean",
+        max_logit_scale: float | None = 100.0,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, normalize, reduction)
+        super().__init__(temperature, learnable_temperature, normalize, reduction, max_logit_scale)
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
+        self._put_back()
         if out0.shape != out1.shape or out0.dim() != 2:
             raise ValueError(
                 f"out0 and out1 must both be [B, D], two views of the same images, "
@@ -187,7 +244,7 @@ class NTXentLoss(_Contrastive):
             )
         place = torch.arange(2 * len(out0), device=out0.device)
         return info_nce(
-            self._units(torch.cat((out0, out1))),
+            torch.cat((self._units("out0", out0), self._units("out1", out1))),
             targets=place.roll(len(out0)),
             temperature=self.temperature,
             reduction=self.reduction,
@@ -208,7 +265,7 @@ class SupConLoss(_Contrastive):
         ref_emb: [M, D] with ``ref_labels`` [M]: compare embeddings with these instead of with each other.
 
     Args:
-        temperature, learnable_temperature, normalize, reduction: as InfoNCELoss has them.
+        temperature, learnable_temperature, normalize, reduction, max_logit_scale: as InfoNCELoss has them.
         ignore_index: a label that says "a negative for others, and no more".
 
     Raises:
@@ -224,8 +281,10 @@ class SupConLoss(_Contrastive):
         normalize: bool = True,
         reduction: str = "mean",
         ignore_index: int = -100,
+        max_logit_scale: float | None = 100.0,
     ) -> None:
-        super().__init__(temperature, learnable_temperature, normalize, reduction)
+        super().__init__(temperature, learnable_temperature, normalize, reduction, max_logit_scale)
+        checks.int64("ignore_index", ignore_index)
         self.ignore_index = ignore_index
 
     def forward(
@@ -235,25 +294,28 @@ class SupConLoss(_Contrastive):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
+        self._put_back()
         if (ref_emb is None) != (ref_labels is None):
             raise ValueError("ref_emb and ref_labels come together: give both or neither")
         if embeddings.dim() not in (2, 3):
             raise ValueError(f"embeddings must be [B, D] or [B, V, D], got shape {tuple(embeddings.shape)}")
         if labels is None and embeddings.dim() == 2:
             raise ValueError("embeddings [B, D] need labels [B]; for two views stack them: [B, 2, D]")
+        if embeddings.dim() == 3 and ref_emb is not None:
+            raise ValueError("views [B, V, D] are compared with each other: leave ref_emb out")
+        images = embeddings.shape[0]
+        if labels is None:
+            labels = torch.arange(images, device=embeddings.device)
+        labels = integers("labels", labels, images, "[B]")
         if embeddings.dim() == 3:
-            if ref_emb is not None:
-                raise ValueError("views [B, V, D] are compared with each other: leave ref_emb out")
-            images, views = embeddings.shape[:2]
-            if labels is None:
-                labels = torch.arange(images, device=embeddings.device)
-            labels, embeddings = labels.repeat_interleave(views), embeddings.flatten(0, 1)
-        assert labels is not None
+            labels, embeddings = labels.repeat_interleave(embeddings.shape[1]), embeddings.flatten(0, 1)
+        if ref_emb is not None and ref_labels is not None:
+            ref_labels = integers("ref_labels", ref_labels, len(ref_emb), "[M]")
         return info_nce(
-            self._units(embeddings),
-            None if ref_emb is None else self._units(ref_emb),
-            query_labels=labels.long(),
-            key_labels=None if ref_labels is None else ref_labels.long(),
+            self._units("embeddings", embeddings),
+            None if ref_emb is None else self._units("ref_emb", ref_emb),
+            query_labels=labels,
+            key_labels=ref_labels,
             temperature=self.temperature,
             ignore_index=self.ignore_index,
             reduction=self.reduction,

@@ -99,8 +99,9 @@ def load_checkpoint(
     """Build the network that a file holds, with its weights, in eval mode.
 
     Reads our own files; released ones of CPLIR and others made with BasicSR (``params_ema`` before
-    ``params``); of PromptIR (Lightning's ``state_dict``, prefix ``net.``); bare state dicts. The
-    architecture comes from our metadata, else from names and shapes (:func:`cpl.models.infer`).
+    ``params``); of PromptIR (Lightning's ``state_dict``, prefix ``net.``); state dicts, bare or under a key such
+    as ``model``. The architecture comes from our metadata, else from names and shapes
+    (:func:`cpl.models.infer`).
     Half-precision weights are widened to float32.
 
     Args:
@@ -219,7 +220,8 @@ def _check_fit(model: Restorer, state: Mapping[str, Tensor], source: str) -> Non
     if problems:
         raise CplError(
             f"{source} does not fit {model.architecture} (dim {model.config.dim}): {'; '.join(problems)}; "
-            "use the network that it was made for, or a file that was written whole"
+            "use the network that it was made for (cpl.patch(model) puts cpl's kernels into it), or a file that was "
+            "written whole"
         )
 
 

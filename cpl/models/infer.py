@@ -13,9 +13,14 @@ from torch import Tensor
 
 from cpl.errors import CplError
 from cpl.models.config import LEVELS, MODELS, ModelConfig
+from cpl.models.families import other_family, use_patch
 
 # PromptIR's released weights hold layers that its forward never runs.
 UNUSED = re.compile(r"(chnl_reduce[123]|reduce_noise_channel_[123])\.(weight|bias)")
+
+
+class UnclearArchitecture(CplError):
+    """The weights fit two architectures alike; the caller must say which."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ def infer(
 
     CPL's and PromptIR's weights have the same names and shapes; only how many prompts are picked
     differs, and no tensor holds that. Unless ``architecture`` or ``top_k`` says so, weights with
-    PromptIR's unused layers, or out of a Lightning file, are taken for PromptIR's, others for
-    CPL's with k = 1, and ``notes`` says that this was assumed.
+    PromptIR's unused layers are taken for PromptIR's, others for CPL's with k = 1, and ``notes`` says that
+    this was assumed. A Lightning file without those layers is refused: both projects' training code writes such.
 
     Args:
         state: names to tensors.
@@ -56,10 +61,21 @@ def infer(
         top_k: k of "cplir" networks.
 
     Raises:
-        CplError: the weights are not of a network that this package knows.
+        UnclearArchitecture: a Lightning file that either architecture fits.
+        CplError: the weights are not of a network that this package has; a known family is named.
     """
+    family = other_family(state)
+    if family is not None:
+        raise CplError(
+            f"{source} must hold a network of cpl ({', '.join(MODELS)}), got {family}'s weights; {use_patch(family)}"
+        )
     shape = _Shapes(state, source)
-    dim = shape.of("patch_embed.proj.weight", 4)[0]
+    dim, channels = shape.of("patch_embed.proj.weight", 4)[:2]
+    if channels != 3:
+        raise CplError(
+            f"{source} must hold a network for RGB images, got one for {channels} channel{'s' * (channels != 1)}; "
+            f"{use_patch()}"
+        )
     prompted = "prompt1.prompt_param" in state
     values: dict[str, Any] = {
         "dim": dim,
@@ -86,7 +102,7 @@ def infer(
         }
     notes: list[str] = []
     if architecture is None:
-        architecture = _name(state, kind, prompted, top_k, notes)
+        architecture = _name(state, source, kind, prompted, top_k, notes)
     if prompted and architecture != "promptir":
         values["top_k"] = 1 if top_k is None else top_k
         if top_k is None:
@@ -105,19 +121,25 @@ def infer(
     return Inferred(architecture, config, tuple(notes))
 
 
-def _name(state: Mapping[str, Tensor], kind: str, prompted: bool, top_k: int | None, notes: list[str]) -> str:
+def _name(
+    state: Mapping[str, Tensor], source: str, kind: str, prompted: bool, top_k: int | None, notes: list[str]
+) -> str:
     if not prompted:
         return "restormer"
     if top_k is not None:
         return "cplir"
-    unused = any(UNUSED.fullmatch(name) for name in state)
-    if not unused:
-        notes.append(
-            "cplir and promptir have the same names and shapes: "
-            + ("a Lightning file is taken for promptir's" if kind == "lightning" else "cplir is assumed")
-            + "; pass architecture= to say otherwise"
+    if any(UNUSED.fullmatch(name) for name in state):
+        return "promptir"
+    if kind == "lightning":
+        raise UnclearArchitecture(
+            f"{source} must say whether it is cplir or promptir: their weights have the same names and shapes, and "
+            "Lightning files hold either; pass architecture='cplir' or architecture='promptir' (on the command line "
+            "--architecture cplir or --architecture promptir)"
         )
-    return "promptir" if unused or kind == "lightning" else "cplir"
+    notes.append(
+        "cplir and promptir have the same names and shapes: cplir is assumed; pass architecture= to say otherwise"
+    )
+    return "cplir"
 
 
 def _size(config: ModelConfig) -> str:
@@ -157,7 +179,8 @@ class _Shapes:
                 f"{name} is not among its {len(self.state)} tensors (first: {next(iter(self.state), 'none')})"
             )
         raise CplError(
-            f"{self.source} holds no network that cpl knows: {what}; give a checkpoint of {', '.join(MODELS)}"
+            f"{self.source} holds no network that cpl knows: {what}; give a checkpoint of {', '.join(MODELS)}. "
+            f"For another one {use_patch()}"
         )
 
     def count(self, stage: str) -> int:

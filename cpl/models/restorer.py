@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from cpl.models.config import LEVELS, ModelConfig
 from cpl.nn.block import PatchEmbed, TransformerBlock
-from cpl.nn.padding import pad_to_multiple
+from cpl.nn.padding import crop, pad_to_multiple
 from cpl.nn.pointwise import PointwiseConv
 from cpl.nn.prompt import NegativeDraw, SparsePromptModule, TilePrompts
 from cpl.nn.resample import Downsample, Upsample
+from cpl_kernels import checks
 
 MULTIPLE = 8  # the image is halved three times
 
@@ -198,7 +199,7 @@ class Restorer(nn.Module):
     @staticmethod
     def _add_residual(x: Tensor, residual: Tensor) -> Tensor:
         """Crops the padding off [..., B, 3, H', W'] first."""
-        return x + residual[..., : x.shape[-2], : x.shape[-1]]
+        return x + crop(residual, x.shape[-2], x.shape[-1])
 
     @staticmethod
     def _check(x: Tensor) -> None:
@@ -208,7 +209,7 @@ class Restorer(nn.Module):
             raise TypeError(
                 f"x must be floating point in [0, 1], got {x.dtype}; see cpl.restore for other images"
             )
-        if x.dim() != 4 or x.shape[1] != 3 or 0 in x.shape:
+        if x.dim() != 4 or checks.sizes(x)[1] != 3 or 0 in checks.sizes(x):
             raise ValueError(f"x must be [B, 3, H, W] with B, H, W >= 1, got shape {tuple(x.shape)}")
 
     def _check_negatives(self, num_negatives: int, negative_chunk: int | None) -> None:
@@ -243,9 +244,9 @@ def _as_seed(seed: Tensor | int | None, generator: torch.Generator | None, devic
 
 def _join(first: Tensor, second: Tensor) -> Tensor:
     """Concatenate over channels; a batch B beside one of count * B is shared by all, without a copy of its own."""
-    large, small = max(first.shape[0], second.shape[0]), min(first.shape[0], second.shape[0])
-    if large == small:
+    if checks.sizes(first)[0] == checks.sizes(second)[0]:
         return torch.cat((first, second), dim=1)
+    large, small = max(first.shape[0], second.shape[0]), min(first.shape[0], second.shape[0])
     groups = (
         part.unflatten(0, (large // small, small))
         if part.shape[0] == large

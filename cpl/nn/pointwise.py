@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from cpl_kernels.registration import rewritten
+
 NARROW = (torch.float16, torch.bfloat16)
 
 
@@ -22,17 +24,19 @@ def pointwise_conv(x: Tensor, weight: Tensor) -> Tensor:
     of channels there, where rows of the weight begin at odd places.
     """
     how = _how(x, weight)
-    if how == "product":
-        # A batched product with an expanded weight, not matmul: matmul folds the batch into the rows,
-        # and then its backward pass transposes whole feature maps.
-        product = torch.bmm(weight.flatten(1).expand(len(x), -1, -1), x.flatten(2))
-        return product.view(len(x), len(weight), *x.shape[2:])
+    if how == "convolution":
+        return F.conv2d(x, weight)
     if how == "narrow product":
         if x.dtype not in NARROW:
             x = x.to(torch.get_autocast_dtype("cuda"))
-        product = _NarrowProduct.apply(x.flatten(2), weight.flatten(1))
-        return product.view(len(x), len(weight), *x.shape[2:])
-    return F.conv2d(x, weight)
+        if not rewritten():
+            product = _NarrowProduct.apply(x.flatten(2), weight.flatten(1))
+            return product.view(x.shape[0], weight.shape[0], *x.shape[2:])
+        weight = weight.to(x.dtype)
+    # A batched product with an expanded weight, not matmul: matmul folds the batch into the rows,
+    # and then its backward pass transposes whole feature maps.
+    product = torch.bmm(weight.flatten(1).expand(x.shape[0], -1, -1), x.flatten(2))
+    return product.view(x.shape[0], weight.shape[0], *x.shape[2:])
 
 
 def pointwise_conv_backward(
@@ -70,8 +74,8 @@ def is_product(x: Tensor, weight: Tensor) -> bool:
 
 def product_backward_of_x(dy: Tensor, weight: Tensor) -> Tensor:
     """The gradient [B, C, H, W] of x, in dy's dtype, where :func:`is_product`; x itself is not needed."""
-    dx = torch.bmm(weight.to(dy.dtype).flatten(1).t().expand(len(dy), -1, -1), dy.flatten(2))
-    return dx.view(len(dy), weight.shape[1], *dy.shape[2:])
+    dx = torch.bmm(weight.to(dy.dtype).flatten(1).t().expand(dy.shape[0], -1, -1), dy.flatten(2))
+    return dx.view(dy.shape[0], weight.shape[1], *dy.shape[2:])
 
 
 def product_backward_of_weight(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
@@ -103,13 +107,13 @@ class _NarrowProduct(torch.autograd.Function):
         narrow = weight.to(x.dtype)
         ctx.save_for_backward(x, narrow)
         ctx.weight_dtype = weight.dtype
-        return torch.bmm(narrow.expand(len(x), -1, -1), x)
+        return torch.bmm(narrow.expand(x.shape[0], -1, -1), x)
 
     @staticmethod
     @once_differentiable  # the narrow weight is no function of the weight in a graph of the backward
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        dx = torch.bmm(weight.t().expand(len(x), -1, -1), dy) if ctx.needs_input_grad[0] else None
+        dx = torch.bmm(weight.t().expand(x.shape[0], -1, -1), dy) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return dx, None
         return dx, torch.bmm(dy, x.transpose(1, 2)).sum(0, dtype=torch.float32).to(ctx.weight_dtype)

@@ -56,8 +56,14 @@ def initialise(network: nn.Module, path: str) -> list[str]:
         CplError: nothing fits.
     """
     from cpl.models.checkpoint import load_checkpoint
+    from cpl.models.infer import UnclearArchitecture
 
-    source = load_checkpoint(path)[0].state_dict()
+    try:
+        source = load_checkpoint(path)[0].state_dict()
+    except (
+        UnclearArchitecture
+    ):  # either has the same weights, and which one is trained is the configuration's
+        source = load_checkpoint(path, architecture="cplir")[0].state_dict()
     own = network.state_dict()
     fits = {name: value for name, value in source.items() if name in own and own[name].shape == value.shape}
     if not fits:

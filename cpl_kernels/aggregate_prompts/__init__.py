@@ -85,15 +85,18 @@ def aggregate_prompts(
     checks.tensor("indices", indices)
     if indices.dtype != torch.int64:
         raise TypeError(f"indices must be int64, got {indices.dtype}; use indices.long()")
-    checks.shape("indices", indices, tuple(weights.shape), "the shape [B, k] of weights")
+    checks.shape("indices", indices, tuple(checks.sizes(weights)), "the shape [B, k] of weights")
     checks.floating("prompts", prompts)
     checks.rank("prompts", prompts, "[N, C, S, S]")
-    if 0 in prompts.shape:
+    if 0 in checks.sizes(prompts):
         raise ValueError(f"prompts must have no dimension of size 0, got shape {tuple(prompts.shape)}")
     checks.same_device(weights=weights, indices=indices, prompts=prompts)
     height, width = _size(size, prompts)
     request = backends.requested("aggregate_prompts", backend)
-    y = _op.aggregate_prompts(weights, indices, prompts, height, width, request)
+    if isinstance(height, Tensor) or isinstance(width, Tensor):
+        y = _op.aggregate_prompts_traced(weights, indices, prompts, height, width, request)
+    else:
+        y = _op.aggregate_prompts(weights, indices, prompts, height, width, request)
     if not return_used:
         return y
     every = torch.arange(prompts.shape[0], device=indices.device)
@@ -104,6 +107,8 @@ def _size(size: int | Sequence[int] | None, prompts: Tensor) -> tuple[int, int]:
     if size is None:
         return prompts.shape[2], prompts.shape[3]
     pair = (size, size) if isinstance(size, (int, torch.SymInt)) else tuple(size)
+    if checks.traced_sizes(pair) and len(pair) == 2:
+        return pair
     if len(pair) != 2 or not all(isinstance(n, (int, torch.SymInt)) for n in pair) or min(pair) < 1:
         raise ValueError(f"size must be None, a positive int or two of them (H, W), got {size!r}")
     return pair

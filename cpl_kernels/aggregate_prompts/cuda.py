@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels.aggregate_prompts import compiled
-from cpl_kernels.core import core
+from cpl_kernels.core import core, stream_of
 
 
 def why_not(weights: Tensor, indices: Tensor, prompts: Tensor) -> str | None:
@@ -16,19 +16,17 @@ def why_not(weights: Tensor, indices: Tensor, prompts: Tensor) -> str | None:
 
 
 def forward(weights: Tensor, indices: Tensor, prompts: Tensor, height: int, width: int) -> Tensor:
-    with torch.cuda.device(prompts.device):
-        kernel, stream = core().aggregate_prompts_forward_cuda, torch.cuda.current_stream().cuda_stream
-        return compiled.forward(kernel, weights, indices, prompts, height, width, stream)
+    kernel, stream = core().aggregate_prompts_forward_cuda, stream_of(prompts)
+    return compiled.forward(kernel, weights, indices, prompts, height, width, stream)
 
 
 def backward(
     dy: Tensor, weights: Tensor, indices: Tensor, prompts: Tensor, need_weights: bool, need_prompts: bool
 ) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device(prompts.device):
-        planes = core().aggregate_prompts_planes(*prompts.shape[1:], *dy.shape[2:]) if need_weights else 0
-        wide = torch.float64 if prompts.dtype == torch.float64 else torch.float32
-        partial = prompts.new_empty((indices.numel(), planes), dtype=wide)
-        kernel, stream = core().aggregate_prompts_backward_cuda, torch.cuda.current_stream().cuda_stream
-        return compiled.backward(
-            kernel, dy, weights, indices, prompts, need_weights, need_prompts, partial.data_ptr(), stream
-        )
+    planes = core().aggregate_prompts_planes(*prompts.shape[1:], *dy.shape[2:]) if need_weights else 0
+    wide = torch.float64 if prompts.dtype == torch.float64 else torch.float32
+    partial = prompts.new_empty((indices.numel(), planes), dtype=wide)
+    kernel, stream = core().aggregate_prompts_backward_cuda, stream_of(prompts)
+    return compiled.backward(
+        kernel, dy, weights, indices, prompts, need_weights, need_prompts, partial.data_ptr(), stream
+    )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cpl_kernels import backends, checks
-from cpl_kernels.registration import register_differentiable
+from cpl_kernels.mapping import Rows
+from cpl_kernels.registration import NAMESPACE, register_composed, register_differentiable
 
 
 def check_values(indices: Tensor, prompts: int) -> None:
@@ -90,4 +92,31 @@ aggregate_prompts, aggregate_prompts_backward = register_differentiable(
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,
+    rows=Rows({0: 0, 1: 0}),
 )
+
+
+def _at(weights: Tensor, indices: Tensor, prompts: Tensor, size: Tensor, backend: str) -> Tensor:
+    height, width = size.tolist()
+    return NAMESPACE.aggregate_prompts(weights, indices, prompts, height, width, backend)
+
+
+# A graph of torch.jit.trace holds an op's int as the number that it was. It follows a tensor.
+_aggregate_prompts_at = register_composed(
+    "aggregate_prompts_at",
+    "(Tensor weights, Tensor indices, Tensor prompts, Tensor size, str backend) -> Tensor",
+    _at,
+)
+
+
+def aggregate_prompts_traced(
+    weights: Tensor,
+    indices: Tensor,
+    prompts: Tensor,
+    height: Tensor | int,
+    width: Tensor | int,
+    backend: str,
+) -> Tensor:
+    """aggregate_prompts under torch.jit.trace, with sizes as it records them."""
+    size = torch.stack([n if isinstance(n, Tensor) else torch.full((), n) for n in (height, width)])
+    return _aggregate_prompts_at(weights, indices, prompts, size, backend)

@@ -44,14 +44,14 @@ def channel_attention(qkv: Tensor, temperature: Tensor, *, backend: str | None =
     checks.rank("qkv", qkv, "[B, 3C, H, W]")
     checks.floating("temperature", temperature)
     checks.rank("temperature", temperature, "[heads, 1, 1]")
-    heads = temperature.shape[0]
+    heads, channels = checks.sizes(temperature)[0], checks.sizes(qkv)[1]
     if heads < 1:
         raise ValueError("temperature must be [heads, 1, 1] with at least one head, got shape (0, 1, 1)")
     checks.shape("temperature", temperature, (heads, 1, 1), "[heads, 1, 1]")
-    if qkv.shape[1] < 1 or qkv.shape[1] % (3 * heads):
+    if channels < 1 or channels % (3 * heads):
         raise ValueError(
             f"qkv {tuple(qkv.shape)} must have 3C channels with C divisible by the {heads} heads of "
-            f"temperature: {qkv.shape[1]} is no positive multiple of {3 * heads}"
+            f"temperature: {channels} is no positive multiple of {3 * heads}"
         )
     checks.same_device(qkv=qkv, temperature=temperature)
     request = backends.requested("channel_attention", backend)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cpl_kernels.autocast import wide
 from cpl_kernels.channel_attention import compiled
-from cpl_kernels.core import core
+from cpl_kernels.core import core, stream_of
 
 
 def why_not(qkv: Tensor, temperature: Tensor) -> str | None:
@@ -16,20 +16,18 @@ def why_not(qkv: Tensor, temperature: Tensor) -> str | None:
 
 def forward(qkv: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kernel = core().channel_attention_forward_cuda
-    with torch.cuda.device(qkv.device):
-        scratch = _scratch(qkv, temperature)
-        stream = torch.cuda.current_stream().cuda_stream
-        return compiled.forward(kernel, qkv, temperature, scratch.data_ptr(), stream)
+    scratch = _scratch(qkv, temperature)
+    stream = stream_of(qkv)
+    return compiled.forward(kernel, qkv, temperature, scratch.data_ptr(), stream)
 
 
 def backward(
     dy: Tensor, qkv: Tensor, temperature: Tensor, q_norm: Tensor, k_norm: Tensor, cosines: Tensor
 ) -> tuple[Tensor, Tensor]:
     kernel = core().channel_attention_backward_cuda
-    with torch.cuda.device(qkv.device):
-        scratch = _scratch(qkv, temperature)
-        where = scratch.data_ptr(), torch.cuda.current_stream().cuda_stream
-        return compiled.backward(kernel, dy, qkv, temperature, q_norm, k_norm, cosines, *where)
+    scratch = _scratch(qkv, temperature)
+    where = scratch.data_ptr(), stream_of(qkv)
+    return compiled.backward(kernel, dy, qkv, temperature, q_norm, k_norm, cosines, *where)
 
 
 def _scratch(qkv: Tensor, temperature: Tensor) -> Tensor:

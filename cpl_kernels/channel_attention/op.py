@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from cpl_kernels import autocast, backends, layout
+from cpl_kernels.mapping import Rows
 from cpl_kernels.registration import register_differentiable
 
 
@@ -15,7 +16,7 @@ def _forward(qkv: Tensor, temperature: Tensor, backend: str) -> tuple[Tensor, Te
 
 
 def _forward_fake(qkv: Tensor, temperature: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, channels, heads = len(qkv), qkv.shape[1] // 3, temperature.shape[0]
+    batch, channels, heads = qkv.shape[0], qkv.shape[1] // 3, temperature.shape[0]
     dtype = autocast.wide(qkv.dtype, temperature.dtype)
     width_of_head = channels // heads
     return (
@@ -79,4 +80,5 @@ channel_attention, channel_attention_backward = register_differentiable(
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,
+    rows=Rows({0: 0}),
 )

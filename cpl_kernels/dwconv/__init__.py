@@ -17,22 +17,30 @@ def dwconv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
 
         y = conv2d(x, weight, bias, padding=k // 2, groups=C)
 
-    The backward reads x and dy once for dx and the weight's gradient together.
+    With p = k // 2, and zeros outside the image:
+
+        y[b, c, h, w] = bias[c] + sum over i, j of weight[c, 0, i, j] * x[b, c, h + i - p, w + j - p]
+        dx[b, c, h, w] = sum over i, j of weight[c, 0, i, j] * dy[b, c, h + p - i, w + p - j]
+        dweight[c, 0, i, j] = sum over b, h, w of x[b, c, h, w] * dy[b, c, h + p - i, w + p - j]
+        dbias[c] = sum over b, h, w of dy[b, c, h, w]
+
+    All sums have a fixed order: the results have the same bits at any number of threads. The backward saves x and the
+    parameters.
 
     Args:
         x: [B, C, H, W], any strides (planar is walked as it is, anything else, channels-last too, is copied
             once); float32, bfloat16, float16 or float64.
-        weight: [C, 1, k, k] with k one of 3, 5, 7; any floating dtype.
+        weight: [C, 1, k, k] with k one of 3, 5, 7; any floating dtype. Other sizes are torch's conv2d's.
         bias: [C], any floating dtype, or None.
-        backend: "reference", "native" or "cuda"; None picks the default for the device.
+        backend: "reference", "native", "triton" or "cuda"; None picks the default for the device.
 
     Returns:
         [B, C, H, W] in the dtype of x, computed in float32 (float64 if an input is) and rounded once. Under
         autocast x is cast to the autocast dtype, as for a convolution; the small weight and bias are
         not, so that their gradients keep their precision.
 
-    Where x or the gradient is infinite or NaN, so is what depends on it; on all backends but the reference that is
-    all taps of dweight, also those that see only the zero border (zero times infinity).
+    Where x or the gradient is infinite or NaN, so is what depends on it; on all backends but the reference that may
+    be all taps of dweight, also those that see only the zero border (zero times infinity).
 
     Raises:
         TypeError: a dtype that is not floating.
@@ -43,7 +51,7 @@ def dwconv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     """
     checks.floating("x", x)
     checks.rank("x", x, "[B, C, H, W]")
-    channels = x.shape[1]
+    channels = checks.sizes(x)[1]
     if channels < 1:
         raise ValueError(f"x must have at least one channel, got shape {tuple(x.shape)}")
     checks.floating("weight", weight)
@@ -62,7 +70,6 @@ def _kernel_size(weight: Tensor) -> int:
     if height != width or height not in KERNEL_SIZES:
         raise ValueError(
             f"weight must be [C, 1, k, k] with k one of 3, 5, 7, got shape {tuple(weight.shape)}. "
-            f"Use torch.nn.functional.conv2d(x, weight, bias, padding={(height // 2, width // 2)}, groups=C) for a "
-            f"{height}x{width} kernel."
+            'Use torch.nn.functional.conv2d(x, weight, bias, padding="same", groups=C) for another kernel size.'
         )
     return height

@@ -12,8 +12,6 @@ from cpl_kernels.core import DTYPE_CODES
 
 
 def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
-    if weight.shape[-1] != 3:
-        return f"it has a kernel for 3x3 filters only, and weight is {tuple(weight.shape)}"
     for name, value in (("weight", weight), ("bias", bias)):
         if value is not None and value.dtype == torch.float64 and x.dtype != torch.float64:
             return f"it computes in float32 for {x.dtype} images, and {name} is float64"
@@ -29,7 +27,9 @@ def forward(
         x, weight = _planar(x), _parameter(weight, x)
         bias = None if bias is None else _parameter(bias, x)
         pointers = weight.data_ptr(), 0 if bias is None else bias.data_ptr()
-        kernel(layout.view(x), layout.view(y), *pointers, *x.shape, DTYPE_CODES[x.dtype], where)
+        kernel(
+            layout.view(x), layout.view(y), *pointers, *x.shape, weight.shape[-1], DTYPE_CODES[x.dtype], where
+        )
     return y
 
 
@@ -43,7 +43,7 @@ def backward(
     dweight, dbias = torch.empty_like(weight), weight.new_empty(x.shape[1])
     pointers = weight.data_ptr(), dweight.data_ptr(), dbias.data_ptr()
     views = layout.view(dy), layout.view(x), layout.view(dx)
-    kernel(*views, *pointers, *x.shape, DTYPE_CODES[x.dtype], *where)
+    kernel(*views, *pointers, *x.shape, weight.shape[-1], DTYPE_CODES[x.dtype], *where)
     return dx, dweight, dbias
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cpl_kernels.core import core
+from cpl_kernels.core import core, stream_of
 from cpl_kernels.dwconv import compiled
 
 
@@ -14,15 +14,13 @@ def why_not(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    with torch.cuda.device(x.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        return compiled.forward(core().dwconv_forward_cuda, x, weight, bias, stream)
+    stream = stream_of(x)
+    return compiled.forward(core().dwconv_forward_cuda, x, weight, bias, stream)
 
 
 def backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.cuda.device(x.device):
-        elements = core().dwconv_partial(*x.shape)
-        # Held until the launches are made: the allocator keeps it for work on this stream.
-        partial = x.new_empty(elements, dtype=torch.promote_types(x.dtype, torch.float32))
-        where = partial.data_ptr(), torch.cuda.current_stream().cuda_stream
-        return compiled.backward(core().dwconv_backward_cuda, dy, x, weight, *where)
+    elements = core().dwconv_partial(*x.shape, weight.shape[-1])
+    # Held until the launches are made: the allocator keeps it for work on this stream.
+    partial = x.new_empty(elements, dtype=torch.promote_types(x.dtype, torch.float32))
+    where = partial.data_ptr(), stream_of(x)
+    return compiled.backward(core().dwconv_backward_cuda, dy, x, weight, *where)

@@ -8,15 +8,18 @@ from torch import Tensor
 
 from cpl_kernels import backends
 from cpl_kernels.dwconv import reference
+from cpl_kernels.mapping import Rows
 from cpl_kernels.registration import register_differentiable
 
 
-def _given(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
-    return (x, weight) if bias is None else (x, weight, bias)
+def _select(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    given = (x, weight) if bias is None else (x, weight, bias)
+    size = weight.shape[-1]
+    return backends.select("dwconv", backend, *given, variant=f"{size}x{size}")
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
-    return backends.select("dwconv", backend, *_given(x, weight, bias)).forward(x, weight, bias)
+    return _select(backend, x, weight, bias).forward(x, weight, bias)
 
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
@@ -26,7 +29,7 @@ def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) 
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return backends.select("dwconv", backend, *_given(x, weight, bias)).backward(dy, x, weight, bias)
+    return _select(backend, x, weight, bias).backward(dy, x, weight, bias)
 
 
 def _backward_fake(
@@ -64,4 +67,5 @@ dwconv, dwconv_backward = register_differentiable(
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,
+    rows=Rows({0: 0}),
 )

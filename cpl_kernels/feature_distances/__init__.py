@@ -59,7 +59,7 @@ def feature_distances(
         raise ValueError(f"p must be 1 (absolute) or 2 (squared), got {p!r}")
     for name, a, o in layers:
         _check(name, a, o, normalize)
-    if any(o.shape[:2] != layers[0][2].shape[:2] for _, _, o in layers):
+    if any(checks.sizes(o)[:2] != checks.sizes(layers[0][2])[:2] for _, _, o in layers):
         shapes = [tuple(o.shape) for _, _, o in layers]
         raise ValueError(f"the layers of others must have the same K and B, got {shapes}")
     request = backends.requested("feature_distances", backend)
@@ -109,12 +109,12 @@ def _check(layer: str, anchor: Tensor, others: Tensor, normalize: bool) -> None:
     if anchor.dim() < (2 if normalize else 1):
         layout = "[B, C, ...] to be normalised over channels" if normalize else "[B, ...]"
         raise ValueError(f"anchor{layer} must be {layout}, got shape {tuple(anchor.shape)}")
-    if others.dim() != anchor.dim() + 1 or others.shape[1:] != anchor.shape:
+    if others.dim() != anchor.dim() + 1 or checks.sizes(others)[1:] != checks.sizes(anchor):
         raise ValueError(
             f"others{layer} must be [K, B, ...] on the shape [B, ...] = {tuple(anchor.shape)} of "
             f"anchor{layer}, got {tuple(others.shape)}; for K = 1 use others.unsqueeze(0)"
         )
-    if 0 in anchor.shape[1:]:
+    if 0 in checks.sizes(anchor)[1:]:
         raise ValueError(
             f"anchor{layer} must have at least one element per image, got shape {tuple(anchor.shape)}"
         )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from cpl_kernels.core import core
+from cpl_kernels.core import core, stream_of
 from cpl_kernels.feature_distances import compiled
 
 
@@ -14,10 +13,9 @@ def why_not(anchor: Tensor, others: Tensor) -> str | None:
 
 
 def forward(anchor: Tensor, others: Tensor, p: int, normalize: bool) -> Tensor:
-    with torch.cuda.device(anchor.device):
-        kernel, stream = core().feature_distances_forward_cuda, torch.cuda.current_stream().cuda_stream
-        scratch = core().feature_distances_scratch
-        return compiled.forward(kernel, anchor, others, p, normalize, stream, scratch)
+    kernel, stream = core().feature_distances_forward_cuda, stream_of(anchor)
+    scratch = core().feature_distances_scratch
+    return compiled.forward(kernel, anchor, others, p, normalize, stream, scratch)
 
 
 def backward(
@@ -29,9 +27,8 @@ def backward(
     need_anchor: bool,
     need_others: bool,
 ) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device(anchor.device):
-        kernel, stream = core().feature_distances_backward_cuda, torch.cuda.current_stream().cuda_stream
-        scratch = core().feature_distances_scratch
-        return compiled.backward(
-            kernel, dy, anchor, others, p, normalize, need_anchor, need_others, stream, scratch
-        )
+    kernel, stream = core().feature_distances_backward_cuda, stream_of(anchor)
+    scratch = core().feature_distances_scratch
+    return compiled.backward(
+        kernel, dy, anchor, others, p, normalize, need_anchor, need_others, stream, scratch
+    )

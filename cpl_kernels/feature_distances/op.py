@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cpl_kernels import autocast, backends
 from cpl_kernels.feature_distances.memory import gradient_like
+from cpl_kernels.mapping import Rows
 from cpl_kernels.registration import register_differentiable
 
 
@@ -80,4 +81,5 @@ feature_distances, feature_distances_backward = register_differentiable(
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,
+    rows=Rows({0: 0, 1: 1}, 1),
 )

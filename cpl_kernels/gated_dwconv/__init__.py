@@ -54,7 +54,7 @@ def gated_dwconv(
     """
     checks.floating("x", x)
     checks.rank("x", x, "[B, 2C, H, W]")
-    channels = x.shape[1]
+    channels = checks.sizes(x)[1]
     if channels < 2 or channels % 2:
         raise ValueError(f"x must have an even number 2C >= 2 of channels, got shape {tuple(x.shape)}")
     checks.floating("weight", weight)

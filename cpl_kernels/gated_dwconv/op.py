@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cpl_kernels import backends
 from cpl_kernels.gated_dwconv import reference
+from cpl_kernels.mapping import Rows
 from cpl_kernels.registration import register, register_differentiable
 
 
@@ -85,6 +86,7 @@ gated_dwconv, gated_dwconv_backward = register_differentiable(
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,
+    rows=Rows({0: 0}),
 )
 
 # The gradients and, once more, y, which a backward that computes it anyway gives along (see backends.gives_output).

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -51,7 +49,8 @@ def info_nce(
         targets: [B], int64, from 0 to M-1 or ignore_index.
         query_labels: [B], int64. ignore_index: no positive.
         key_labels: [M], int64; given with query_labels unless key is None.
-        temperature: > 0; a number, or a floating tensor of shape [] or [1], differentiable.
+        temperature: > 0; a number, or a floating tensor of shape [] or [1], differentiable. A number is no
+            smaller than the smallest normal one of the dtype of accumulation (1.2e-38), so that 1 / t is finite.
         symmetric: average with the loss of each key against all queries, whose positives are the
             same pairs. Needs labels, or neither labels nor targets and B = M.
         queue: [Q, D] in the dtype of query: further negatives for the queries (MoCo), none for the keys of
@@ -72,7 +71,8 @@ def info_nce(
         cpl_kernels.products) what is below 1e-30 in a gradient loses digits.
 
     Raises:
-        TypeError: dtypes that are not floating or differ, labels or targets that are not int64.
+        TypeError: dtypes that are not floating or differ, labels or targets that are not int64, an ignore_index
+            that is not an integer.
         ValueError: wrong shapes; tensors on several devices; an arrangement not in the table above;
             symmetric with targets, or without labels and B != M, or with reduction="none" and B != M;
             a temperature that is not positive; on the CPU a target out of range, or with key=None the
@@ -85,21 +85,23 @@ def info_nce(
     """
     checks.floating("query", query)
     checks.rank("query", query, "[B, D]")
-    if query.shape[1] < 1:
+    rows, features = checks.sizes(query)
+    if features < 1:
         raise ValueError(f"query must have at least one feature, got shape {tuple(query.shape)}")
     query = autocast.cast(query)
     key, queue = _keys("key", key, query), _keys("queue", queue, query)
-    keys = query.shape[0] if key is None else key.shape[0]
+    keys = rows if key is None else checks.sizes(key)[0]
     if key is None and key_labels is not None:
         raise ValueError("key=None takes its labels from query_labels; leave key_labels out")
     if key is None:
         key_labels = query_labels
-    _check_integers("targets", targets, query, query.shape[0], "[B]")
-    _check_integers("query_labels", query_labels, query, query.shape[0], "[B]")
+    _check_integers("targets", targets, query, rows, "[B]")
+    _check_integers("query_labels", query_labels, query, rows, "[B]")
     _check_integers("key_labels", key_labels, query, keys, "[M]")
+    checks.int64("ignore_index", ignore_index)
     _check_positives(query, key, keys, targets, query_labels, key_labels)
     checks.one_of("reduction", reduction, ("mean", "sum", "none"))
-    _check_symmetric(symmetric, query.shape[0], keys, targets, query_labels, reduction)
+    _check_symmetric(symmetric, rows, keys, targets, query_labels, reduction)
     temperature = _temperature(temperature, query)
     needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in (query, key, temperature)]
     return _op.info_nce(
@@ -123,7 +125,7 @@ def _keys(name: str, value: Tensor | None, query: Tensor) -> Tensor | None:
         return None
     checks.floating(name, value)
     checks.rank(name, value, "[M, D]")
-    if value.shape[1] != query.shape[1]:
+    if checks.sizes(value)[1] != checks.sizes(query)[1]:
         raise ValueError(f"{name} {tuple(value.shape)} must have the D = {query.shape[1]} features of query")
     checks.same_device(**{"query": query, name: value})
     value = autocast.cast(value)
@@ -161,7 +163,7 @@ def _check_positives(
             "with key=None the positives must be said: by targets (SimCLR: the index of the other view) "
             "or by query_labels (SupCon)"
         )
-    if keys < query.shape[0]:
+    if keys < checks.sizes(query)[0]:
         raise ValueError(
             f"without targets key i is the positive of query i, so M must be at least B = {query.shape[0]}, "
             f"got M = {keys}; give targets or labels"
@@ -198,6 +200,11 @@ def _temperature(temperature: float | Tensor, query: Tensor) -> Tensor:
             )
         checks.same_device(query=query, temperature=temperature)
         return temperature.to(dtype).reshape(())
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature must be a positive finite number, got {temperature}")
+    checks.positive("temperature", temperature)
+    info = torch.finfo(dtype)
+    if not info.tiny <= temperature <= info.max:  # 1 / t must be finite too
+        raise ValueError(
+            f"temperature must be a positive finite number of {dtype}, got {temperature}. "
+            f"Give one from {info.tiny:.3g} to {info.max:.3g}."
+        )
     return torch.full((), temperature, dtype=dtype, device=query.device)

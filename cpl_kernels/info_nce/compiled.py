@@ -19,7 +19,7 @@ def positives(of: Positives | None) -> tuple[int, ...]:
 
 
 def side(of: Side | None) -> tuple[int, ...]:
-    return (0, 0, 0) if of is None else tuple(map(_address, (of.lse, of.share, of.wanted)))
+    return (0, 0, 0) if of is None else tuple(map(_address, (of.largest, of.weight, of.wanted)))
 
 
 def _address(x: Tensor | None) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels.autocast import wide
-from cpl_kernels.core import DTYPE_CODES, core
+from cpl_kernels.core import DTYPE_CODES, core, stream_of
 from cpl_kernels.info_nce import compiled, tiled
 from cpl_kernels.info_nce.positives import Positives
 from cpl_kernels.info_nce.tiles import Place, Side, Span, Sums
@@ -23,13 +23,11 @@ def why_not(query: Tensor) -> str | None:
 
 
 def forward(query: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    with torch.cuda.device(query.device):
-        return tiled.forward(CudaTiles, query, *args)
+    return tiled.forward(CudaTiles, query, *args)
 
 
 def backward(dloss: Tensor, query: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.cuda.device(query.device):
-        return tiled.backward(CudaTiles, dloss, query, *args)
+    return tiled.backward(CudaTiles, dloss, query, *args)
 
 
 class CudaTiles:
@@ -39,10 +37,11 @@ class CudaTiles:
     """
 
     row_step, column_step = 1024, 8192  # 32 MiB of gradients in fp32
-    multiple, unit = 1, 1.0
+    multiple = 1
 
     def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype) -> None:
         self._temperature, self._given = temperature, given
+        self.scale = 1 / temperature.double()
         self.dscale = torch.zeros(len(query), dtype=torch.float64, device=query.device)
 
     @staticmethod
@@ -70,10 +69,12 @@ class CudaTiles:
             compiled.sums(rows),
             compiled.sums(columns),
             scratch.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
+            stream_of(query),
         )
 
-    finish = staticmethod(Sums.finish)
+    def finish(self, sums: Sums, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return sums.finish(count, self._temperature, dtype)
+
     reduce = staticmethod(tiled.reduce)
     side = staticmethod(tiled.side)
 
@@ -96,7 +97,7 @@ class CudaTiles:
             gradient.data_ptr(),
             self.dscale.data_ptr(),
             scratch.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
+            stream_of(query),
         )
         return gradient
 

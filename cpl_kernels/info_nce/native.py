@@ -37,6 +37,10 @@ LONG = 256
 # (with 480 MiB 1 to 27 % less time; with 32 MiB more).
 LARGE_CACHE = 2**27
 BLOCK = 128  # rows of a tile on the diagonal that are multiplied at a time: what is below them need not be
+# Products of few vectors, of more features than SUMMED_AT_ONCE, are sums of parts of PART features. Where the rows are
+# fewer than 16, torch's own product errs less than half as much as one of 16 padded rows does; by parts ours errs no
+# more (2.1e-5 for 2.5e-5 with 512 features of standard deviation 3), and one batched product is as quick.
+FEW, SUMMED_AT_ONCE, PART = 2**10, 128, 16
 UNITS_FROM = 2**16  # elements of query: with fewer, packing the factors costs more than the units save
 BF16_FROM = 2**14  # elements of query: with fewer, rounding gradients costs more than their products
 
@@ -79,7 +83,7 @@ class NativeTiles:
 
     def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype, keep: int = 0) -> None:
         self._given = given
-        self.unit = 1 / float(temperature)
+        self.scale = 1 / float(temperature)
         self._larger = 2 if query.shape[1] >= LONG else 1
         again = 2 if core().last_level_cache() >= LARGE_CACHE else 1
         self.row_step = again * self._larger * type(self).row_step
@@ -107,18 +111,18 @@ class NativeTiles:
     put_product = staticmethod(tiled.put_product)
 
     def finish(self, sums: Sums, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        lse = torch.empty(len(count), dtype=dtype)
+        kept = torch.empty(2, len(count), dtype=dtype)
         losses = torch.empty(len(count), dtype=torch.float64)
         core().info_nce_finish(
             compiled.sums(sums),
             count.data_ptr(),
-            self.unit,
-            lse.data_ptr(),
+            self.scale,
+            kept.data_ptr(),
             DTYPE_CODES[dtype],
             losses.data_ptr(),
             self._threads,
         )
-        return lse, losses
+        return kept, losses
 
     def reduce(self, losses: Tensor, count: Tensor, reduction: str) -> Tensor:
         if reduction == "none":
@@ -128,21 +132,22 @@ class NativeTiles:
         return torch.tensor(made, dtype=torch.float64)
 
     def side(
-        self, lse: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype
+        self, sums: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype
     ) -> Side:
-        share, wanted = torch.empty(2, len(count), dtype=dtype).unbind()
-        dloss = dloss.contiguous()
+        weight, wanted = torch.empty(2, len(count), dtype=dtype).unbind()
+        dloss, sums = dloss.contiguous(), None if sums is None else sums.contiguous()
         core().info_nce_side(
+            0 if sums is None else sums.data_ptr(),
             dloss.data_ptr(),
             dloss.dim(),
             count.data_ptr(),
             len(count),
             reduction == "mean",
-            share.data_ptr(),
+            weight.data_ptr(),
             wanted.data_ptr(),
             DTYPE_CODES[dtype],
         )
-        return Side(lse, share, wanted)
+        return Side(None if sums is None else sums[0], weight, wanted)
 
     def rows_of_whole(self, columns: int) -> int:
         return max(LEAST_ROWS, round_up(self._larger * WHOLE // columns, self.multiple))
@@ -228,6 +233,11 @@ class NativeTiles:
     def _put(self, made: Tensor, query: Tensor, key: Tensor, place: Place) -> None:
         """made = query @ key.T of a tile. Of vectors with themselves blocks below the diagonal are copies."""
         a, b = place.rows.padded(self.multiple).of(query), place.columns.padded(self.multiple).of(key)
+        if made.numel() <= FEW and a.shape[1] > SUMMED_AT_ONCE and a.shape[1] % PART == 0:
+            parts = (x.view(len(x), -1, PART) for x in (a, b))
+            left, right = (x.transpose(0, 1) for x in parts)
+            torch.sum(torch.bmm(left, right.mT), 0, out=made)
+            return
         if a.data_ptr() != b.data_ptr() or len(a) != len(b) or len(a) <= BLOCK:
             tiled.put_product(made, a, b.T)
             return
@@ -243,4 +253,4 @@ class NativeTiles:
         i, j = place.rows, place.columns
         rows, columns = i.end - i.first, j.end - j.first
         numbers = made.data_ptr(), rows, columns, made.shape[1], i.first, j.first
-        return *numbers, place.without_diagonal, self.unit, DTYPE_CODES[made.dtype]
+        return *numbers, place.without_diagonal, self.scale, DTYPE_CODES[made.dtype]

@@ -1,8 +1,11 @@
 """info_nce for torch: schema, fake and autograd. Which backend runs is for backends.py to say.
 
 Besides the loss, the op returns what its backward needs of each row, and with symmetric of each column:
-the log-sum-exp, in the dtype of accumulation, +inf where there is no positive (so that the softmax
-of a row left out is zero) and NaN where the target is out of range; and the number of positives, int64.
+its sums, [2, B] in the dtype of accumulation, and the number of positives, int64. The sums are the largest of
+the products <query, key> that are compared, and the sum z of exp((product - largest) / temperature). z is +inf where
+there is no positive (so that the softmax of a row left out is zero), and both are NaN where the target is out of
+range. A probability is exp((product - largest) / temperature) / z: the difference is exact where products are, whatever
+they have in common. From their log-sum-exp as one number it would be off by |log-sum-exp| * 2^-24.
 
 And the gradients for a loss gradient of 1, in the dtype of accumulation, where they are ``had_at_once``: a
 backend that can then saves the backward a product of matrices. Each is of shape [0] otherwise.
@@ -54,7 +57,7 @@ def had_at_once(
 ) -> bool:
     """Whether the forward makes the gradients. A function of what fakes know too, so not of the backend chosen.
 
-    One direction has a row's gradient once the row is known. Otherwise all log-sum-exps come before any gradient:
+    One direction has a row's gradient once the row is known. Otherwise all sums come before any gradient:
     the forward then keeps similarities between the two, as many as fit into some memory of the order of its operands
     (tiled.kept_at_most). A queue is little worth there, and its tiles are not kept. reduction="none" needs the
     loss's gradient first. On a GPU no tile holds whole rows.
@@ -119,9 +122,9 @@ def _forward_fake(
         need_query = need_key = need_temperature = False
     return (
         query.new_empty((rows,) if reduction == "none" else (), dtype=dtype),
-        query.new_empty(rows, dtype=dtype),
+        query.new_empty((2, rows), dtype=dtype),
         query.new_empty(rows, dtype=torch.int64),
-        query.new_empty(columns, dtype=dtype),
+        query.new_empty((2, columns), dtype=dtype),
         query.new_empty(columns, dtype=torch.int64),
         query.new_empty(query.shape if need_query else (0,), dtype=dtype),
         query.new_empty(key.shape if need_key and key is not None else (0,), dtype=dtype),
@@ -138,9 +141,9 @@ def _backward(
     query_labels: Tensor | None,
     key_labels: Tensor | None,
     temperature: Tensor,
-    row_lse: Tensor,
+    row_sums: Tensor,
     row_positives: Tensor,
-    column_lse: Tensor,
+    column_sums: Tensor,
     column_positives: Tensor,
     dquery: Tensor,
     dkey: Tensor,
@@ -166,9 +169,9 @@ def _backward(
         query_labels,
         key_labels,
         temperature,
-        row_lse,
+        row_sums,
         row_positives,
-        column_lse,
+        column_sums,
         column_positives,
         symmetric,
         ignore_index,
@@ -188,9 +191,9 @@ def _backward_fake(
     query_labels: Tensor | None,
     key_labels: Tensor | None,
     temperature: Tensor,
-    row_lse: Tensor,
+    row_sums: Tensor,
     row_positives: Tensor,
-    column_lse: Tensor,
+    column_sums: Tensor,
     column_positives: Tensor,
     dquery: Tensor,
     dkey: Tensor,
@@ -274,7 +277,7 @@ info_nce, info_nce_backward = register_differentiable(
     f"({_INPUTS}bool symmetric, int ignore_index, str reduction, {_NEEDS}, str backend) -> ({_OUTPUTS}, {_GRADIENTS})",
     impl=_forward,
     fake=_forward_fake,
-    backward_schema=f"(Tensor dloss, {_INPUTS}Tensor row_lse, Tensor row_positives, Tensor column_lse, "
+    backward_schema=f"(Tensor dloss, {_INPUTS}Tensor row_sums, Tensor row_positives, Tensor column_sums, "
     f"Tensor column_positives, Tensor dquery, Tensor dkey, Tensor dtemperature, bool symmetric, int ignore_index, "
     f"str reduction, {_NEEDS}, str backend) -> ({_GRADIENTS})",
     backward_impl=_backward,

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from cpl_kernels.autocast import wide
 
-Statistics = tuple[Tensor, Tensor]  # log-sum-exp and number of positives, per row (or column)
+# Sums and number of positives, per row (or column). Sums, [2, rows]: the largest product m of those compared, and
+# z = sum of exp((product - m) / temperature), +inf where there is no positive. Their log-sum-exp as one number would be
+# rounded to the last place of m / temperature, and every probability by as much.
+Statistics = tuple[Tensor, Tensor]
 
 
 def info_nce(
@@ -52,23 +55,23 @@ def forward(
     ignore_index: int,
     reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns the loss, and (log-sum-exp, number of positives) of the rows and of the columns ([0] if none)."""
-    logits = _logits(query, key, temperature)
-    positive, bad = _positives(logits, key, targets, query_labels, key_labels, ignore_index)
-    compared = _mask_self(logits, key)  # [B, M]
-    with_queue = compared if queue is None else torch.cat((compared, _logits(query, queue, temperature)), 1)
-    row_lse, row_positives = _statistics(with_queue, positive, bad)
-    loss = _losses(row_lse, row_positives, logits, positive)
-    if symmetric:
-        column_lse, column_positives = _statistics(compared.T, positive.T, None)
-        columns = _losses(column_lse, column_positives, logits.T, positive.T)
-        loss = 0.5 * _reduce(loss, row_positives, reduction) + 0.5 * _reduce(
-            columns, column_positives, reduction
-        )
-    else:
-        column_lse, column_positives = row_lse.new_empty(0), row_positives.new_empty(0)
-        loss = _reduce(loss, row_positives, reduction)
-    return loss, row_lse, row_positives, column_lse, column_positives
+    """Returns the loss, and (sums, number of positives) of the rows and of the columns ([2, 0] and [0] if none)."""
+    products, t = _products(query, key), _checked(temperature)
+    positive, bad = _positives(products, key, targets, query_labels, key_labels, ignore_index)
+    compared = _compared(products, key)
+    all_products, all_compared = products, compared
+    if queue is not None:
+        more = _products(query, queue)
+        all_products = torch.cat((products, more), 1)
+        all_compared = torch.cat((compared, torch.ones_like(more, dtype=torch.bool)), 1)
+    row_sums, row_positives = _statistics(all_products, all_compared, positive, bad, t)
+    loss = _reduce(_losses(row_sums, row_positives, products, positive, t), row_positives, reduction)
+    if not symmetric:
+        return loss, row_sums, row_positives, row_sums.new_empty(2, 0), row_positives.new_empty(0)
+    column_sums, column_positives = _statistics(products.T, compared.T, positive.T, None, t)
+    columns = _losses(column_sums, column_positives, products.T, positive.T, t)
+    loss = 0.5 * loss + 0.5 * _reduce(columns, column_positives, reduction)
+    return loss, row_sums, row_positives, column_sums, column_positives
 
 
 def backward(
@@ -80,9 +83,9 @@ def backward(
     query_labels: Tensor | None,
     key_labels: Tensor | None,
     temperature: Tensor,
-    row_lse: Tensor,
+    row_sums: Tensor,
     row_positives: Tensor,
-    column_lse: Tensor,
+    column_sums: Tensor,
     column_positives: Tensor,
     symmetric: bool,
     ignore_index: int,
@@ -93,35 +96,38 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns dquery, dkey and dtemperature; one not needed is of shape [0].
 
-    With Y_ij = 1 for positives and 0 else, r_i the share of row i in the reduction times dloss (half
-    of it if symmetric), and likewise c_j of column j:
-        G_ij = r_i (exp(s_ij - lse_i) - Y_ij / |P(i)|) + c_j (exp(s_ij - lse_j) - Y_ij / |P(j)|)
-        dquery = G key / t,   dkey = G^T query / t,   dt = -sum(G * s) / t
-    The second term of G is not there for the queue, nor if not symmetric. With key=None both gradients
-    belong to query.
+    With x_ij = <query_i, key_j>, Y_ij = 1 for positives and 0 else, r_i the share of row i in the reduction times
+    dloss (half of it if symmetric), m_i and z_i the sums of row i, and likewise c_j, m_j and z_j of column j:
+        R_ij = r_i (exp((x_ij - m_i) / t) / z_i - Y_ij / |P(i)|)
+        C_ij = c_j (exp((x_ij - m_j) / t) / z_j - Y_ij / |P(j)|)
+        dquery = (R + C) key / t,   dkey = (R + C)^T query / t
+        dt = -sum(R_ij (x_ij - m_i) + C_ij (x_ij - m_j)) / t^2
+    The queue has no C, nor has anything if not symmetric. With key=None both gradients belong to query. A row of R
+    sums to 0 over keys and queue, and so does a column of C: so m may be taken off the products in dt.
     """
-    logits = _logits(query, key, temperature)
-    positive, _ = _positives(logits, key, targets, query_labels, key_labels, ignore_index)
-    compared = _mask_self(logits, key)
-    dloss = (0.5 if symmetric else 1) * dloss.to(logits.dtype)
+    products, t = _products(query, key), _checked(temperature)
+    positive, _ = _positives(products, key, targets, query_labels, key_labels, ignore_index)
+    compared = _compared(products, key)
+    dloss = (0.5 if symmetric else 1) * dloss.to(products.dtype)
     share = _share(dloss, row_positives, reduction)
-    g = _dlogits(share, row_lse, row_positives, compared, positive)
+    g, dscale = _dlogits(share, row_sums, row_positives, products, compared, positive, t)
     if symmetric:
         columns = _share(dloss, column_positives, reduction)
-        g = g + _dlogits(columns, column_lse, column_positives, compared.T, positive.T).T
-    q, k = query.to(logits.dtype), (query if key is None else key).to(logits.dtype)
-    dquery, dtemperature = g @ k, (g * logits).sum()
+        of_columns = _dlogits(columns, column_sums, column_positives, products.T, compared.T, positive.T, t)
+        g, dscale = g + of_columns[0].T, dscale + of_columns[1]
+    q, k = query.to(products.dtype), (query if key is None else key).to(products.dtype)
+    dquery = g @ k
     if queue is not None:
-        more = _logits(query, queue, temperature)
-        g_more = share * torch.exp(more - row_lse[:, None])
-        dquery = dquery + g_more @ queue.to(logits.dtype)
-        dtemperature = dtemperature + (g_more * more).sum()
+        more = _products(query, queue)
+        nothing = torch.zeros_like(more, dtype=torch.bool)
+        g_more, dscale_more = _dlogits(share, row_sums, row_positives, more, ~nothing, nothing, t)
+        dquery, dscale = dquery + g_more @ queue.to(products.dtype), dscale + dscale_more
     if key is None:
         dquery = dquery + g.T @ q
     return (
-        (dquery / temperature).to(query.dtype) if need_query else query.new_empty(0),
-        (g.T @ q / temperature).to(query.dtype) if need_key else query.new_empty(0),
-        -dtemperature / temperature if need_temperature else temperature.new_empty(0),
+        (dquery / t).to(query.dtype) if need_query else query.new_empty(0),
+        (g.T @ q / t).to(query.dtype) if need_key else query.new_empty(0),
+        -dscale / t if need_temperature else temperature.new_empty(0),
     )
 
 
@@ -129,9 +135,9 @@ def why_not(query: Tensor) -> str | None:
     return None
 
 
-def _logits(query: Tensor, key: Tensor | None, temperature: Tensor) -> Tensor:
+def _products(query: Tensor, key: Tensor | None) -> Tensor:
     dtype = wide(query.dtype)
-    return query.to(dtype) @ (query if key is None else key).to(dtype).T / _checked(temperature)
+    return query.to(dtype) @ (query if key is None else key).to(dtype).T
 
 
 def _checked(temperature: Tensor) -> Tensor:
@@ -139,15 +145,15 @@ def _checked(temperature: Tensor) -> Tensor:
     return torch.where(temperature > 0, temperature, torch.nan)
 
 
-def _mask_self(logits: Tensor, key: Tensor | None) -> Tensor:
+def _compared(products: Tensor, key: Tensor | None) -> Tensor:
+    """Which pairs are compared, [B, M]."""
     if key is not None:
-        return logits
-    diagonal = torch.eye(logits.shape[0], dtype=torch.bool, device=logits.device)
-    return logits.masked_fill(diagonal, -torch.inf)
+        return torch.ones_like(products, dtype=torch.bool)
+    return ~torch.eye(products.shape[0], dtype=torch.bool, device=products.device)
 
 
 def _positives(
-    logits: Tensor,
+    products: Tensor,
     key: Tensor | None,
     targets: Tensor | None,
     query_labels: Tensor | None,
@@ -155,8 +161,8 @@ def _positives(
     ignore_index: int,
 ) -> tuple[Tensor, Tensor | None]:
     """Which pairs are positive, [B, M], and which rows have a target that is no key, [B] or None."""
-    row = torch.arange(logits.shape[0], device=logits.device)[:, None]
-    column = torch.arange(logits.shape[1], device=logits.device)
+    row = torch.arange(products.shape[0], device=products.device)[:, None]
+    column = torch.arange(products.shape[1], device=products.device)
     if targets is not None:
         positive = (targets[:, None] == column) & (targets != ignore_index)[:, None]
     elif query_labels is not None and key_labels is not None:
@@ -169,18 +175,31 @@ def _positives(
     return positive, bad
 
 
-def _statistics(logits: Tensor, positive: Tensor, bad: Tensor | None) -> Statistics:
-    """A row without a positive gets +inf, one with a bad target NaN and the count 1, so that it shows."""
+def _statistics(
+    products: Tensor, compared: Tensor, positive: Tensor, bad: Tensor | None, t: Tensor
+) -> Statistics:
+    """Of each row. One with a bad target gets NaN and the count 1, so that it shows.
+
+    Nothing depends on the largest product but rounding, so no derivative goes through it.
+    """
     count = positive.sum(dim=1)
-    lse = torch.where(count > 0, logits.logsumexp(dim=1), torch.inf)
+    seen = products.detach().masked_fill(~compared, -torch.inf)
+    largest = torch.cat((seen, seen.new_full((len(seen), 1), -torch.inf)), 1).amax(dim=1)
+    largest = torch.where(
+        largest == -torch.inf, 0, largest
+    )  # nothing is compared: there is nothing to take off
+    exponents = ((products - largest[:, None]) / t).masked_fill(~compared, -torch.inf)
+    sums = torch.stack((largest, torch.where(count > 0, exponents.exp().sum(dim=1), torch.inf)))
     if bad is not None:
-        lse, count = torch.where(bad, torch.nan, lse), torch.where(bad, 1, count)
-    return lse, count
+        sums, count = torch.where(bad, torch.nan, sums), torch.where(bad, 1, count)
+    return sums, count
 
 
-def _losses(lse: Tensor, count: Tensor, logits: Tensor, positive: Tensor) -> Tensor:
-    mean = torch.where(positive, logits, 0).sum(dim=1) / count.clamp(min=1)
-    return torch.where(count > 0, lse - mean, 0)
+def _losses(sums: Tensor, count: Tensor, products: Tensor, positive: Tensor, t: Tensor) -> Tensor:
+    """log(z) plus what the positives lack of the largest product, whose difference no common offset rounds."""
+    largest, total = sums
+    lacks = torch.where(positive, (largest[:, None] - products) / t, 0).sum(dim=1) / count.clamp(min=1)
+    return torch.where(count > 0, torch.where(count > 0, total, 1).log() + lacks, 0)
 
 
 def _reduce(losses: Tensor, count: Tensor, reduction: str) -> Tensor:
@@ -197,6 +216,18 @@ def _share(dloss: Tensor, count: Tensor, reduction: str) -> Tensor:
     return dloss.reshape(-1, 1)
 
 
-def _dlogits(share: Tensor, lse: Tensor, count: Tensor, logits: Tensor, positive: Tensor) -> Tensor:
-    wanted = positive.to(logits.dtype) / count.clamp(min=1)[:, None]
-    return share * (torch.exp(logits - lse[:, None]) - wanted)
+def _dlogits(
+    share: Tensor,
+    sums: Tensor,
+    count: Tensor,
+    products: Tensor,
+    compared: Tensor,
+    positive: Tensor,
+    t: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the rows' losses by their logits, and its sum times (product - largest) / t."""
+    largest, total = sums[..., None]
+    exponents = (products - largest) / t
+    wanted = positive.to(products.dtype) / count.clamp(min=1)[:, None]
+    g = torch.where(compared, share * (torch.exp(exponents) / total - wanted), 0)
+    return g, torch.where(compared, g * exponents, 0).sum()

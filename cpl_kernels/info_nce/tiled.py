@@ -1,7 +1,7 @@
 """info_nce by tiles, whatever makes them: no backend's whole matrix is ever there.
 
-The log-sum-exps come first, in one sweep over the tiles for rows and columns alike; the backward makes the tiles
-again. Where the keys are the queries only the upper triangle of tiles is visited. Where whole rows can be had at
+The sums of exponentials come first, in one sweep over the tiles for rows and columns alike; the backward makes the
+tiles again. Where the keys are the queries only the upper triangle of tiles is visited. Where whole rows can be had at
 a time and there is one direction, the gradient comes with the forward, from three products of matrices
 instead of four: ``forward_with_gradients``. So it does otherwise, where the tiles that fit into memory of the
 order of the operands are kept between the two sweeps, and only the rest is made again.
@@ -63,27 +63,27 @@ def _forward(
     reduction: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``forward`` of the operands ``q`` and ``keys``."""
-    rows = Sums.of(len(query), q.device, tiles.unit)
-    columns = rows if key is None else Sums.of(len(key), q.device, tiles.unit) if symmetric else None
+    rows = Sums.of(len(query), q.device)
+    columns = rows if key is None else Sums.of(len(key), q.device) if symmetric else None
     for place in _places(tiles, query, key):
         twice = key is None and place.without_diagonal  # on the diagonal a tile has each pair twice
         tiles.add(q, keys, place, rows, None if twice else columns, positives)
-    column_sums = columns.clone() if symmetric and columns is not None else None
+    of_columns = columns.clone() if symmetric and columns is not None else None
     if queue is not None:  # after the columns have their sums: the queue is none of theirs
         more = tiles.operand(queue)
         for place in _places(tiles, query, queue):
             tiles.add(q, more, place, rows, None, None)
     dtype = wide(query.dtype)
-    row_lse, row_losses = tiles.finish(rows, positives.row_count, dtype)
+    row_sums, row_losses = tiles.finish(rows, positives.row_count, dtype)
     if positives.bad is not None:
-        row_lse, row_losses = (torch.where(positives.bad, torch.nan, x) for x in (row_lse, row_losses))
+        row_sums, row_losses = (torch.where(positives.bad, torch.nan, x) for x in (row_sums, row_losses))
     loss = tiles.reduce(row_losses, positives.row_count, reduction)
-    if column_sums is None:
-        none = row_lse.new_empty(0), positives.row_count.new_empty(0)
-        return loss.to(dtype), row_lse, positives.row_count, *none
-    column_lse, column_losses = tiles.finish(column_sums, positives.column_count, dtype)
+    if of_columns is None:
+        none = row_sums.new_empty(2, 0), positives.row_count.new_empty(0)
+        return loss.to(dtype), row_sums, positives.row_count, *none
+    column_sums, column_losses = tiles.finish(of_columns, positives.column_count, dtype)
     loss = 0.5 * loss + 0.5 * tiles.reduce(column_losses, positives.column_count, reduction)
-    return loss.to(dtype), row_lse, positives.row_count, column_lse, positives.column_count
+    return loss.to(dtype), row_sums, positives.row_count, column_sums, positives.column_count
 
 
 def forward_with_gradients(
@@ -148,7 +148,7 @@ def _by_whole_rows(
     one = torch.ones((), dtype=torch.float64, device=q.device)
     tiles = tiles_of(q, temperature, query.dtype)
     side = tiles.side(None, one, positives.row_count, reduction, dtype)
-    sums = Sums.of(len(query), q.device, tiles.unit)
+    sums = Sums.of(len(query), q.device)
     with_gradient = round_up(len(key), tiles.multiple)  # of the keys: the queue has none
     any_tile = len(query) > 0 and len(all_keys) > 0
     dquery = _unset_gradient(q, q.dtype, need_query, any_tile)
@@ -161,14 +161,14 @@ def _by_whole_rows(
             tiles.put_product(padded.of(dquery), g, key_factor)
         if need_key:
             tiles.put_product(dkey, g[:, :with_gradient].T, padded.of(q_factor), add=i.first > 0)
-    row_lse, losses = tiles.finish(sums, positives.row_count, dtype)
+    row_sums, losses = tiles.finish(sums, positives.row_count, dtype)
     dtemperature = -tiles.dscale.sum().to(dtype) if need_temperature else q.new_empty(0)
     loss = tiles.reduce(losses, positives.row_count, reduction).to(dtype)
     return (
         loss,
-        row_lse,
+        row_sums,
         positives.row_count,
-        row_lse.new_empty(0),
+        row_sums.new_empty(2, 0),
         positives.row_count.new_empty(0),
         _like(query, dquery, need_query),
         _like(key, dkey, need_key),
@@ -186,9 +186,9 @@ def backward(
     query_labels: Tensor | None,
     key_labels: Tensor | None,
     temperature: Tensor,
-    row_lse: Tensor,
+    row_sums: Tensor,
     row_positives: Tensor,
-    column_lse: Tensor,
+    column_sums: Tensor,
     column_positives: Tensor,
     symmetric: bool,
     ignore_index: int,
@@ -210,9 +210,9 @@ def backward(
         query,
         key,
         queue,
-        row_lse,
+        row_sums,
         row_positives,
-        column_lse,
+        column_sums,
         column_positives,
         symmetric,
         reduction,
@@ -232,9 +232,9 @@ def _backward(
     query: Tensor,
     key: Tensor | None,
     queue: Tensor | None,
-    row_lse: Tensor,
+    row_sums: Tensor,
     row_positives: Tensor,
-    column_lse: Tensor,
+    column_sums: Tensor,
     column_positives: Tensor,
     symmetric: bool,
     reduction: str,
@@ -246,18 +246,15 @@ def _backward(
     dtype = wide(query.dtype)
     q_factor, key_factor = map(tiles.factor, (q, keys))
     dloss = (0.5 if symmetric else 1) * dloss.double()
-    row_side = tiles.side(row_lse, dloss, row_positives, reduction, dtype)
-    column_side = tiles.side(column_lse, dloss, column_positives, reduction, dtype) if symmetric else None
+    row_side = tiles.side(row_sums, dloss, row_positives, reduction, dtype)
+    column_side = tiles.side(column_sums, dloss, column_positives, reduction, dtype) if symmetric else None
     left, right = row_side, column_side
     if key is None:  # a tile stands for its mirror image too
         left = right = row_side
     if key is None and symmetric:
-        # The logits of row i are those of column i, and its sum is the column's plus the queue's. So both directions
-        # are one: exp(s - row_lse) = exp(s - column_lse) exp(column_lse - row_lse), the latter at most 1.
-        row_share, column_share = (_share(dloss, n, reduction) for n in (row_positives, column_positives))
-        fewer = torch.where(row_positives > 0, torch.exp(column_lse.double() - row_lse.double()), 0.0)
-        wanted = (row_share + column_share) / row_positives.clamp(min=1)
-        left = right = Side(column_lse, (row_share * fewer + column_share).to(dtype), wanted.to(dtype))
+        left = right = _both_directions(
+            tiles, dloss, row_sums, row_positives, column_sums, column_positives, reduction
+        )
     any_tile = len(query) > 0 and len(keys) > 0
     dquery = _unset_gradient(q, dtype, need_query, any_tile)
     dkey = _unset_gradient(keys, dtype, need_key and key is not None, any_tile)
@@ -290,6 +287,35 @@ def _backward(
         _like(query if key is None else key, dkey, need_key and key is not None),
         dtemperature,
     )
+
+
+def _both_directions(
+    tiles: Tiles,
+    dloss: Tensor,
+    row_sums: Tensor,
+    row_positives: Tensor,
+    column_sums: Tensor,
+    column_positives: Tensor,
+    reduction: str,
+) -> Side:
+    """Of both directions in one, where the keys are the queries.
+
+    The products of row i are those of column i, and its sum is the column's plus the queue's. So its probabilities
+    are those of the column times what the column has of the row's sum, at most 1.
+    """
+    row_share, column_share = (_share(dloss, n, reduction) for n in (row_positives, column_positives))
+    (of_row, row_total), (largest, total) = row_sums.double(), column_sums.double()
+    behind = torch.where(row_positives > 0, (largest - of_row) * tiles.scale, 0.0)
+    fewer = torch.where(row_positives > 0, torch.exp(behind) * total / row_total, 0.0)
+    # A row's gradients add up to 0 only together with the queue's. Those are summed beside the row's largest product,
+    # and the keys' beside the column's: what either lacks of 0, times the difference of the two.
+    tiles.dscale[: len(behind)].sub_(row_share * (1 - fewer) * behind * tiles.scale)
+    weight, wanted = (
+        (row_share * fewer + column_share) / total,
+        (row_share + column_share) / row_positives.clamp(min=1),
+    )
+    dtype = column_sums.dtype
+    return Side(column_sums[0], weight.to(dtype), wanted.to(dtype))
 
 
 def put_product(total: Tensor, g: Tensor, x: Tensor, add: bool = False) -> None:
@@ -360,10 +386,13 @@ def _positives(
     return Positives.of(len(query), keys, targets, query_labels, key_labels, ignore_index, query.device)
 
 
-def side(lse: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype) -> Side:
+def side(sums: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype) -> Side:
     """As Tiles.side."""
     share = _share(dloss, count, reduction)
-    return Side(lse, share.to(dtype), (share / count.clamp(min=1)).to(dtype))
+    wanted = share / count.clamp(min=1)
+    if sums is None:
+        return Side(None, share.to(dtype), wanted.to(dtype))
+    return Side(sums[0], (share / sums[1]).to(dtype), wanted.to(dtype))
 
 
 def _share(dloss: Tensor, count: Tensor, reduction: str) -> Tensor:

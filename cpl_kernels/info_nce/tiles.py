@@ -49,47 +49,49 @@ class Place:
 
 @dataclass(frozen=True)
 class Sums:
-    """Of each row (or column), from the tiles seen so far; a logit is ``unit`` times the similarities in it.
+    """Of each row (or column), from the tiles seen so far, in products: a logit is a product over the temperature.
+
+    The temperature comes last, so that what products have in common cancels exactly.
 
     Attributes:
-        data: [3, n] float64: the largest, the sum of exp(unit * (each - largest)), the sum of the positives.
-        unit: a backend's choice: 1 where it sums logits, 1 / temperature where it sums products.
+        data: [3, n] float64: the largest, the sum of exp((each - largest) / temperature), the sum of the positives.
     """
 
     data: Tensor
-    unit: float
 
     @classmethod
-    def of(cls, count: int, device: torch.device, unit: float) -> Sums:
+    def of(cls, count: int, device: torch.device) -> Sums:
         nothing = torch.tensor([[-torch.inf], [0.0], [0.0]], dtype=torch.float64, device=device)
-        return cls(nothing.expand(3, count).clone(), unit)
+        return cls(nothing.expand(3, count).clone())
 
     def clone(self) -> Sums:
-        return Sums(self.data.clone(), self.unit)
+        return Sums(self.data.clone())
 
-    def finish(self, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Of all tiles: the log-sum-exps in ``dtype``, +inf where there is no positive, and the losses in float64, 0
-        there. ``count``: of positives, [n] int64."""
+    def finish(self, count: Tensor, temperature: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Of all tiles: the two sums that op.py tells of, [2, n] in ``dtype``, and the losses in float64, 0 where there
+        is no positive. ``count``: of positives, [n] int64."""
         largest, total, positive = self.data
-        logs = total.log()
-        lse = torch.where(count > 0, largest * self.unit + logs, torch.inf).to(dtype)
-        # The largest is often the positive: the difference loses nothing then.
-        return lse, torch.where(count > 0, logs + (largest - positive / count.clamp(min=1)) * self.unit, 0.0)
+        kept = torch.stack((largest, torch.where(count > 0, total, torch.inf))).to(dtype)
+        wanted = count.clamp(min=1)
+        # Products of fp32 and their sums are exact in fp64: what they have in common cancels before it is rounded.
+        lacks = (largest * wanted - positive) / wanted / temperature.double()
+        return kept, torch.where(count > 0, total.log() + lacks, 0.0)
 
 
 @dataclass(frozen=True)
 class Side:
-    """What the gradient needs of the rows, or of the columns: of logit s in row i, times 1 / temperature,
+    """What the gradient needs of the rows, or of the columns: of product x in row i, times 1 / temperature,
 
-        share_i * exp(s - lse_i) - (wanted_i if the pair is positive)
+        weight_i * exp((x - largest_i) / temperature) - (wanted_i if the pair is positive)
 
     Attributes:
-        lse, share, wanted: [n] in the dtype of accumulation; lse is +inf where a row does not count, and None where
-            the tile's rows are whole, so that it comes from the tile.
+        largest, weight, wanted: [n] in the dtype of accumulation. ``weight`` is the row's share in the result by the
+            sum of its exponentials, 0 where the row does not count. Where the tile's rows are whole, ``largest`` is
+            None and ``weight`` the share alone: the tile has the rest.
     """
 
-    lse: Tensor | None
-    share: Tensor
+    largest: Tensor | None
+    weight: Tensor
     wanted: Tensor
 
 
@@ -99,14 +101,16 @@ class Tiles(Protocol):
     Attributes:
         row_step, column_step: the rows and columns of a tile, at most; multiples of ``multiple``.
         multiple: queries, keys and features are padded with zeros to a multiple of it.
-        unit: of its sums.
-        dscale: [B] float64: for each row the sum of gradient times logit over the tiles so far.
+        scale: 1 / temperature, a number or a float64 tensor.
+        dscale: [B] float64: for each row the sum, over the tiles so far, of gradient times what the logit lacks of the
+            largest of its row, and likewise of its column. A row's gradients add up to 0, and so do a column's: the
+            logits themselves would give the same, rounded to their last place.
     """
 
     row_step: int
     column_step: int
     multiple: int
-    unit: float
+    scale: float | Tensor
     dscale: Tensor
 
     def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype) -> None:
@@ -134,15 +138,16 @@ class Tiles(Protocol):
         """Adds a tile to the sums of its rows and, if they are given, of its columns."""
 
     def finish(self, sums: Sums, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """As Sums.finish."""
+        """As Sums.finish, at the call's temperature."""
 
     def reduce(self, losses: Tensor, count: Tensor, reduction: str) -> Tensor:
         """The sum of losses, or their mean over those with a positive, in float64; or the losses as they are."""
 
     def side(
-        self, lse: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype
+        self, sums: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype
     ) -> Side:
-        """Of all rows, or columns. ``dloss``: of the result, float64; ``count``: of positives, [n] int64."""
+        """Of all rows, or columns. ``sums``: as ``finish`` made them, None where the tiles' rows are whole; ``dloss``:
+        of the result, float64; ``count``: of positives, [n] int64."""
 
     def gradient(
         self,

@@ -1,7 +1,7 @@
 """info_nce in Triton, for CUDA tensors (or CPU tensors under TRITON_INTERPRET=1).
 
 A program multiplies a block of queries by one block of keys after the other, in 16 bits where the inputs are, summed in
-fp32; it keeps the log-sum-exp of its rows online and leaves one partial for each column. The partials are put
+fp32; it keeps the sums of its rows online and leaves one partial for each column. The partials are put
 together in order afterwards: no atomics, the same bits every time. Backward a program leaves its block of the
 gradient by the products, in fp32, and torch multiplies that by keys and queries; a strip at a time, so the whole
 matrix is never there.
@@ -40,11 +40,17 @@ def why_not(query: Tensor) -> str | None:
 
 
 @triton.jit
-def _logits(
-    query, key, temperature, row, row_end, column, column_end, features,
-    BLOCK_D: tl.constexpr, WIDEN: tl.constexpr,
-):  # fmt: skip
-    """[rows, columns] of logits, and the scale; NaN for a temperature that is not positive."""
+def _scale(temperature):
+    """NaN for a temperature that is not positive."""
+    t = tl.load(temperature)
+    return tl.where(t > 0, 1.0 / t, float("nan"))
+
+
+@triton.jit
+def _products(
+    query, key, row, row_end, column, column_end, features, BLOCK_D: tl.constexpr, WIDEN: tl.constexpr
+):
+    """[rows, columns]; the scale comes last, so that what they have in common cancels exactly."""
     products = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
     for first in range(0, features, BLOCK_D):
         feature = first + tl.arange(0, BLOCK_D)
@@ -56,9 +62,7 @@ def _logits(
         if WIDEN:  # Triton's interpreter gets bf16 products wrong
             a, b = a.to(tl.float32), b.to(tl.float32)
         products = tl.dot(a, tl.trans(b), products, input_precision="ieee")
-    t = tl.load(temperature)
-    scale = tl.where(t > 0, 1.0 / t, float("nan"))
-    return products * scale, scale
+    return products
 
 
 @triton.jit
@@ -100,95 +104,125 @@ def forward_kernel(
     TAGS: tl.constexpr, DIAGONAL: tl.constexpr, COLUMNS: tl.constexpr, WIDEN: tl.constexpr,
     STEP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """of_rows: [parts, 3, rows], a part for each STEP columns; of_columns: [blocks of rows, 3, columns]."""
+    """of_rows: [parts, n, rows], a part for each STEP columns; of_columns: [blocks of rows, n, columns].
+
+    n is 3: the largest product, the sum of exponentials, and that of the positives' products, of which by place there
+    is but one. With labels it is 4, and the positives are summed by what they lack of the largest; the fourth is
+    their number.
+    """
     block, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     row_end, column_end = first_row + rows, first_column + columns
     row = first_row + block * BLOCK_M + tl.arange(0, BLOCK_M)
+    PARTS: tl.constexpr = 4 if TAGS == 2 else 3
+    scale = _scale(temperature)
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     positive = tl.zeros((BLOCK_M,), tl.float32)
+    number = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, STEP, BLOCK_N):
         column = first_column + part * STEP + start + tl.arange(0, BLOCK_N)
-        s, _ = _logits(query, key, temperature, row, row_end, column, column_end, features, BLOCK_D, WIDEN)
+        x = _products(query, key, row, row_end, column, column_end, features, BLOCK_D, WIDEN)
         inside = _inside(row, row_end, column, column_end, DIAGONAL)
-        masked = tl.where(inside, s, float("-inf"))
+        masked = tl.where(inside, x, float("-inf"))
         before = largest
         largest = tl.maximum(largest, tl.max(masked, 1))
         m = _finite(largest)
-        total = total * tl.exp(before - m) + tl.sum(tl.exp(masked - m[:, None]), 1)
+        total = total * tl.exp((before - m) * scale) + tl.sum(tl.exp((masked - m[:, None]) * scale), 1)
         if TAGS != 0:
             mine = _row_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS) & inside
-            positive += tl.sum(tl.where(mine, s, 0.0), 1)
+            if TAGS == 2:
+                positive += number * tl.where(number > 0, before - m, 0.0)
+                positive += tl.sum(tl.where(mine, x - m[:, None], 0.0), 1)
+                number += tl.sum(tl.where(mine, 1.0, 0.0), 1)
+            else:
+                positive += tl.sum(tl.where(mine, x, 0.0), 1)
         if COLUMNS:
             m = tl.max(masked, 0)
-            sums = of_columns + block * 3 * columns + (column - first_column)
+            sums = of_columns + block * PARTS * columns + (column - first_column)
             tl.store(sums, m, column < column_end)
             m = _finite(m)
-            tl.store(sums + columns, tl.sum(tl.exp(masked - m[None, :]), 0), column < column_end)
+            tl.store(sums + columns, tl.sum(tl.exp((masked - m[None, :]) * scale), 0), column < column_end)
             theirs = _column_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS) & inside
-            tl.store(sums + 2 * columns, tl.sum(tl.where(theirs, s, 0.0), 0), column < column_end)
-    sums = of_rows + part * 3 * rows + (row - first_row)
+            common = x - m[None, :] if TAGS == 2 else x
+            tl.store(sums + 2 * columns, tl.sum(tl.where(theirs, common, 0.0), 0), column < column_end)
+            if TAGS == 2:
+                tl.store(sums + 3 * columns, tl.sum(tl.where(theirs, 1.0, 0.0), 0), column < column_end)
+    sums = of_rows + part * PARTS * rows + (row - first_row)
     tl.store(sums, largest, row < row_end)
     tl.store(sums + rows, total, row < row_end)
     tl.store(sums + 2 * rows, positive, row < row_end)
+    if TAGS == 2:
+        tl.store(sums + 3 * rows, number, row < row_end)
 
 
 @triton.jit
 def gradient_kernel(
     query, key, temperature, row_tags, column_tags,
-    row_lse, row_share, row_wanted, column_lse, column_share, column_wanted,
+    row_largest, row_weight, row_wanted, column_largest, column_weight, column_wanted,
     gradient, of_scale,
     first_row, rows, first_column, columns, features,
     TAGS: tl.constexpr, DIAGONAL: tl.constexpr, COLUMNS: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """gradient: [rows, columns]; of_scale: [blocks of columns, rows], sums of gradient times logit."""
+    """gradient: [rows, columns]; of_scale: [blocks of columns, rows], what is added to dscale."""
     block, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     row_end, column_end = first_row + rows, first_column + columns
     row = first_row + block * BLOCK_M + tl.arange(0, BLOCK_M)
     column = first_column + part * BLOCK_N + tl.arange(0, BLOCK_N)
-    s, scale = _logits(query, key, temperature, row, row_end, column, column_end, features, BLOCK_D, WIDEN)
+    x = _products(query, key, row, row_end, column, column_end, features, BLOCK_D, WIDEN)
+    scale = _scale(temperature)
     inside = _inside(row, row_end, column, column_end, DIAGONAL)
-    lse = tl.load(row_lse + row, row < row_end, float("inf"))
-    g = tl.load(row_share + row, row < row_end, 0.0)[:, None] * tl.exp(s - lse[:, None])
-    if COLUMNS:
-        lse = tl.load(column_lse + column, column < column_end, float("inf"))
-        g += tl.load(column_share + column, column < column_end, 0.0)[None, :] * tl.exp(s - lse[None, :])
+    below = (x - tl.load(row_largest + row, row < row_end, 0.0)[:, None]) * scale
+    g = tl.load(row_weight + row, row < row_end, 0.0)[:, None] * tl.exp(below)
     if TAGS != 0:
         mine = _row_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS)
         g -= tl.where(mine, tl.load(row_wanted + row, row < row_end, 0.0)[:, None], 0.0)
-        if COLUMNS:
+    lacks = g * below
+    if COLUMNS:
+        below = (x - tl.load(column_largest + column, column < column_end, 0.0)[None, :]) * scale
+        other = tl.load(column_weight + column, column < column_end, 0.0)[None, :] * tl.exp(below)
+        if TAGS != 0:
             theirs = _column_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS)
-            g -= tl.where(theirs, tl.load(column_wanted + column, column < column_end, 0.0)[None, :], 0.0)
+            other -= tl.where(theirs, tl.load(column_wanted + column, column < column_end, 0.0)[None, :], 0.0)
+        lacks += other * below
+        g += other
     g = tl.where(inside, g * scale, 0.0)
-    tl.store(
-        of_scale + part * rows + (row - first_row), tl.sum(g * tl.where(inside, s, 0.0), 1), row < row_end
-    )
+    lacks = tl.where(inside, lacks * scale, 0.0)
+    tl.store(of_scale + part * rows + (row - first_row), tl.sum(lacks, 1), row < row_end)
     at = gradient + (row - first_row)[:, None] * columns + (column - first_column)[None, :]
     tl.store(at, g.to(gradient.dtype.element_ty), (row < row_end)[:, None] & (column < column_end)[None, :])
 
 
 @triton.jit
-def merge_kernel(parts, data, count, rows, first, every, BLOCK: tl.constexpr):
-    """Adds parts [count, 3, rows] to the sums data [3, every] from ``first`` on, in fp64 and in order."""
+def merge_kernel(
+    parts, data, temperature, count, rows, first, every, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Adds parts [count, PARTS, rows] to the sums data [3, every] from ``first`` on, in fp64 and in order."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = row < rows
     known = data + first + row
+    scale = _scale(temperature).to(tl.float64)
     before = tl.load(known, real, float("-inf"))
     largest = before
     for part in range(count):
-        at = parts + tl.cast(part, tl.int64) * 3 * rows + row
+        at = parts + tl.cast(part, tl.int64) * PARTS * rows + row
         largest = tl.maximum(largest, tl.load(at, real, float("-inf")).to(tl.float64), tl.PropagateNan.ALL)
     base = tl.where(
         largest == float("-inf"), 0.0, largest
     )  # of a row that has seen nothing: exp(-inf - 0) is 0
-    total = tl.load(known + every, real, 0.0) * tl.exp((before - base).to(tl.float32)).to(tl.float64)
+    total = tl.load(known + every, real, 0.0) * tl.exp(((before - base) * scale).to(tl.float32)).to(
+        tl.float64
+    )
     positive = tl.load(known + 2 * tl.cast(every, tl.int64), real, 0.0)
     for part in range(count):
-        at = parts + tl.cast(part, tl.int64) * 3 * rows + row
-        factor = tl.exp((tl.load(at, real, float("-inf")).to(tl.float64) - base).to(tl.float32))
+        at = parts + tl.cast(part, tl.int64) * PARTS * rows + row
+        of_part = tl.load(at, real, float("-inf")).to(tl.float64)
+        factor = tl.exp(((of_part - base) * scale).to(tl.float32))
         total += tl.load(at + rows, real, 0.0).to(tl.float64) * factor.to(tl.float64)
         positive += tl.load(at + 2 * tl.cast(rows, tl.int64), real, 0.0).to(tl.float64)
+        if PARTS == 4:
+            number = tl.load(at + 3 * tl.cast(rows, tl.int64), real, 0.0).to(tl.float64)
+            positive += number * tl.where(number > 0, of_part, 0.0)
     tl.store(known, largest, real)
     tl.store(known + every, total, real)
     tl.store(known + 2 * tl.cast(every, tl.int64), positive, real)
@@ -198,10 +232,11 @@ class TritonTiles:
     """Strips of the matrix; each is a launch of many programs."""
 
     row_step, column_step = 4096, 8192  # 64 MiB of gradients in bf16
-    multiple, unit = 1, 1.0
+    multiple = 1
 
     def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype) -> None:
         self._temperature, self._given = temperature, given
+        self.scale = 1 / temperature.double()
         self._widen = query.device.type == "cpu"
         self.dscale = torch.zeros(len(query), dtype=torch.float64, device=query.device)
 
@@ -235,19 +270,22 @@ class TritonTiles:
         constants = self._constants(query, place)
         step = _columns_of_program(height, width, constants["BLOCK_M"], constants["BLOCK_N"])
         grid = (triton.cdiv(height, constants["BLOCK_M"]), triton.cdiv(width, step))
-        of_rows = torch.empty((grid[1], 3, height), dtype=torch.float32, device=query.device)
-        parts = grid[0] if columns is not None else 0
-        of_columns = torch.empty((parts, 3, width), dtype=torch.float32, device=query.device)
         tags, row_tags, column_tags = self._tags(positives)
+        each = 4 if tags == BY_LABEL else 3
+        of_rows = torch.empty((grid[1], each, height), dtype=torch.float32, device=query.device)
+        parts = grid[0] if columns is not None else 0
+        of_columns = torch.empty((parts, each, width), dtype=torch.float32, device=query.device)
         forward_kernel[grid](
             query, key, self._temperature, row_tags, column_tags, of_rows, of_columns, *size,
             TAGS=tags, COLUMNS=columns is not None, STEP=step, **constants,
         )  # fmt: skip
-        _merge(rows, place.rows.first, of_rows)
+        self._merge(rows, place.rows.first, of_rows)
         if columns is not None:
-            _merge(columns, place.columns.first, of_columns)
+            self._merge(columns, place.columns.first, of_columns)
 
-    finish = staticmethod(Sums.finish)
+    def finish(self, sums: Sums, count: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return sums.finish(count, self._temperature, dtype)
+
     reduce = staticmethod(tiled.reduce)
     side = staticmethod(tiled.side)
 
@@ -270,12 +308,21 @@ class TritonTiles:
         other = rows if columns is None else columns  # not read
         gradient_kernel[grid](
             query, key, self._temperature, row_tags, column_tags,
-            rows.lse, rows.share, rows.wanted, other.lse, other.share, other.wanted,
+            rows.largest, rows.weight, rows.wanted, other.largest, other.weight, other.wanted,
             gradient, of_scale, *size,
             TAGS=tags, COLUMNS=columns is not None, **constants,
         )  # fmt: skip
         place.rows.of(self.dscale).add_(of_scale.sum(0, dtype=torch.float64))
         return gradient
+
+    def _merge(self, sums: Sums, first: int, parts: Tensor) -> None:
+        """Adds partial sums [parts, 3 or 4, n] to those from ``first`` on."""
+        count, each, rows = parts.shape
+        if parts.numel():
+            merge_kernel[(triton.cdiv(rows, MERGED),)](
+                parts, sums.data, self._temperature, count, rows, first, sums.data.shape[1],
+                PARTS=each, BLOCK=MERGED, num_warps=MERGE_WARPS,
+            )  # fmt: skip
 
     def _tags(self, positives: Positives | None) -> tuple[int, Tensor, Tensor]:
         """How positives are told, and the rows' and columns' tags; what is not read is any tensor."""
@@ -311,15 +358,6 @@ def _columns_of_program(height: int, width: int, rows: int, columns: int) -> int
     while 2 * step <= MOST_COLUMNS and triton.cdiv(height, rows) * triton.cdiv(width, 2 * step) >= PROGRAMS:
         step *= 2
     return step
-
-
-def _merge(sums: Sums, first: int, parts: Tensor) -> None:
-    """Adds partial sums [parts, 3, n] to those from ``first`` on."""
-    count, _, rows = parts.shape
-    if parts.numel():
-        merge_kernel[(triton.cdiv(rows, MERGED),)](
-            parts, sums.data, count, rows, first, sums.data.shape[1], BLOCK=MERGED, num_warps=MERGE_WARPS
-        )  # fmt: skip
 
 
 def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

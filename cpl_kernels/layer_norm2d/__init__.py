@@ -50,7 +50,7 @@ def layer_norm2d(
     checks.floating("x", x)
     checks.floating("weight", weight)
     checks.rank("x", x, "[B, C, H, W]")
-    channels = x.shape[1]
+    channels = checks.sizes(x)[1]
     if channels < 1:
         raise ValueError(f"x must have at least one channel, got shape {tuple(x.shape)}")
     checks.shape("weight", weight, (channels,), "[C]")

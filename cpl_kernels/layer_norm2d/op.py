@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels import backends, layout
+from cpl_kernels.mapping import Rows
 from cpl_kernels.registration import register, register_differentiable
 
 
@@ -106,6 +107,7 @@ layer_norm2d, layer_norm2d_backward = register_differentiable(
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,
+    rows=Rows({0: 0}),
 )
 
 # The gradients and, once more, y, which a backward that has all for it at hand gives along (see

@@ -66,7 +66,7 @@ def route_negatives(
     generator: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
     check(logits, k, normalize)
-    prompts = logits.shape[1]
+    prompts = checks.sizes(logits)[1]
     if prompts < 2 * k:
         raise ValueError(
             f"negatives need N >= 2k, so that k prompts are left to draw from, got N = {prompts} "

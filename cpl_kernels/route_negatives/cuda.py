@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from cpl_kernels.core import core
+from cpl_kernels.core import core, stream_of
 from cpl_kernels.route_negatives import compiled
 
 _MAX_PROMPTS = (
@@ -22,7 +21,6 @@ def why_not(logits: Tensor, seed: Tensor) -> str | None:
 def forward(
     logits: Tensor, seed: Tensor, k: int, num_negatives: int, positive_weights: bool, renormalize: bool
 ) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device(logits.device):
-        kernel, stream = core().route_negatives_cuda, torch.cuda.current_stream().cuda_stream
-        options = (k, num_negatives, positive_weights, renormalize)
-        return compiled.forward(kernel, logits, seed, *options, stream)[:2]
+    kernel, stream = core().route_negatives_cuda, stream_of(logits)
+    options = (k, num_negatives, positive_weights, renormalize)
+    return compiled.forward(kernel, logits, seed, *options, stream)[:2]

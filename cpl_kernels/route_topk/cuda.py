@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from cpl_kernels.core import core
+from cpl_kernels.core import core, stream_of
 from cpl_kernels.route_topk import compiled
 
 
@@ -14,12 +13,10 @@ def why_not(logits: Tensor) -> str | None:
 
 
 def forward(logits: Tensor, k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device(logits.device):
-        kernel, stream = core().route_topk_forward_cuda, torch.cuda.current_stream().cuda_stream
-        return compiled.forward(kernel, logits, k, renormalize, stream)[:2]
+    kernel, stream = core().route_topk_forward_cuda, stream_of(logits)
+    return compiled.forward(kernel, logits, k, renormalize, stream)[:2]
 
 
 def backward(dweights: Tensor, logits: Tensor, indices: Tensor, renormalize: bool) -> Tensor:
-    with torch.cuda.device(logits.device):
-        kernel, stream = core().route_topk_backward_cuda, torch.cuda.current_stream().cuda_stream
-        return compiled.backward(kernel, dweights, logits, indices, renormalize, stream)
+    kernel, stream = core().route_topk_backward_cuda, stream_of(logits)
+    return compiled.backward(kernel, dweights, logits, indices, renormalize, stream)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cpl_kernels import backends, checks
+from cpl_kernels.mapping import Rows
 from cpl_kernels.registration import register_differentiable
 from cpl_kernels.route_topk import values
 
@@ -21,9 +22,11 @@ def check(logits: Tensor, k: int, normalize: str) -> None:
     checks.rank("logits", logits, "[B, N]")
     if isinstance(k, bool) or not isinstance(k, (int, torch.SymInt)):
         raise TypeError(f"k must be an int, got {type(k).__name__}")
-    prompts = logits.shape[1]
+    prompts = checks.sizes(logits)[1]
     if not 1 <= k <= prompts:
-        raise ValueError(f"k must be from 1 to N = {prompts} (logits is {tuple(logits.shape)}), got {k}")
+        raise ValueError(
+            f"k must be from 1 to N = {prompts} (logits is {tuple(checks.sizes(logits))}), got {k}"
+        )
     checks.one_of("normalize", normalize, ("none", "topk"))
 
 
@@ -87,4 +90,6 @@ route_topk, route_topk_backward = register_differentiable(
     backward_fake=_backward_fake,
     save=_save,
     grads=_grads,
+    rows=Rows({0: 0}),
+    backward_rows=Rows({0: 0, 1: 0, 2: 0}),
 )

@@ -79,7 +79,7 @@ def sparse_prompt(
     for name, value, layout in (("logits", logits, "[B, N]"), ("prompts", prompts, "[N, C, S, S]")):
         checks.tensor(name, value)
         checks.rank(name, value, layout)
-    if logits.shape[1] != prompts.shape[0]:  # the rest is for the two calls to check
+    if checks.sizes(logits)[1] != checks.sizes(prompts)[0]:  # the rest is for the two calls to check
         raise ValueError(
             f"logits {tuple(logits.shape)} is for N = {logits.shape[1]} prompts, "
             f"but prompts {tuple(prompts.shape)} holds {prompts.shape[0]}"

@@ -283,25 +283,25 @@ struct Transposed {
   A open_[kVector] = {}, next_[kVector] = {};
 };
 
-// One warp an entry of dweight or dbias; fp64, so that thousands of strips lose nothing.
-template <typename A>
+// One warp an entry of dweight or dbias; fp64, so that thousands of strips lose nothing. kCount: taps of a filter.
+template <int kCount, typename A>
 __global__ void __launch_bounds__(kWalkThreads)
     reduce_strips(const A* partial, A* dweight, A* dbias, int64_t channels, int64_t entries) {
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * kWalkThreads + threadIdx.x) / 32;
-  if (row >= channels * (kTaps + 1)) return;  // whole warps
+  if (row >= channels * (kCount + 1)) return;  // whole warps
   double sum = 0;
   for (int64_t e = threadIdx.x % 32; e < entries; e += 32) sum += static_cast<double>(partial[row * entries + e]);
   sum = warp_sum(sum);
   if (threadIdx.x % 32 != 0) return;
-  const int64_t channel = row / (kTaps + 1), tap = row % (kTaps + 1);
-  (tap == kTaps ? dbias[channel] : dweight[channel * kTaps + tap]) = static_cast<A>(sum);
+  const int64_t channel = row / (kCount + 1), tap = row % (kCount + 1);
+  (tap == kCount ? dbias[channel] : dweight[channel * kCount + tap]) = static_cast<A>(sum);
 }
 
-template <typename A>
+template <int kCount = kTaps, typename A>
 void launch_reduce_strips(const A* partial, void* dweight, void* dbias, int64_t channels, int64_t entries,
                           void* stream) {
-  const int64_t blocks = (channels * (kTaps + 1) * 32 + kWalkThreads - 1) / kWalkThreads;
-  CPL_LAUNCH((reduce_strips<A>), static_cast<unsigned>(blocks), dim3(kWalkThreads), 0, stream, partial,
+  const int64_t blocks = (channels * (kCount + 1) * 32 + kWalkThreads - 1) / kWalkThreads;
+  CPL_LAUNCH((reduce_strips<kCount, A>), static_cast<unsigned>(blocks), dim3(kWalkThreads), 0, stream, partial,
              static_cast<A*>(dweight), static_cast<A*>(dbias), channels, entries);
 }
 

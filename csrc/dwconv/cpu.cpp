@@ -1,101 +1,136 @@
 // dwconv on CPU. Compiled once per instruction set.
 //
-// A work item is one channel of one image, streamed row by row through a ring of three zero-padded rows. The backward
-// reads x and dy once, for dx and the weight's gradient together. Each item leaves its own sums, which are added over
-// the batch in order.
+// A work item is one channel of one image, which goes band by band through a buffer with a zero border (cpu_band.h); a
+// band stays in the first cache. The backward fills it with dy once, for dx (cpu_convolve.h) and the weight's gradient
+// (cpu_sums.h). Each item leaves its own sums, which are added over the batch in order.
+#include <algorithm>
 #include <type_traits>
 
 #include "common/parallel.h"
-#include "common/ring.h"
+#include "dwconv/cpu_band.h"
+#include "dwconv/cpu_convolve.h"
+#include "dwconv/cpu_sums.h"
 #include "dwconv/op.h"
 
 namespace cpl {
 namespace CPL_ISA {
 namespace {
 
-constexpr int64_t kSums = kTaps + 1;  // of an item: nine taps and the bias
+constexpr int64_t kBandBytes = 20 << 10;  // of each buffer, where rows are not so wide that the fewest take more
+constexpr int64_t kFewestRows = 8;
 
-// Brings row `index` of a plane into its ring, or zeros below the last.
-template <typename T, typename A>
-inline void advance(const ImageView& x, const DwconvSize& size, int64_t batch, int64_t channel, int64_t index,
-                    const Ring<A>& ring) {
-  if (index < size.height) {
-    ring.fill(index, x.at<const T>(batch, channel, index * size.width));
-  } else {
-    ring.clear(index);
+// How a plane is cut, a function of its size alone: bands of so many rows, all but the last a multiple of four.
+template <int kSize, typename A>
+struct Cut {
+  using Dy = Band<A, kSize / 2>;
+  static constexpr int64_t kBorders = kSize - 1, kStep = TapSums<kSize, A>::kRows;
+
+  int64_t rows;
+
+  explicit Cut(const DwconvSize& size) {
+    const int64_t row_bytes = Dy::stride_of(size.width) * static_cast<int64_t>(sizeof(A));
+    const int64_t most = std::max(kFewestRows, kBandBytes / row_bytes - kBorders);
+    const int64_t bands = (size.height + most - 1) / most, each = (size.height + bands - 1) / bands;
+    rows = (each + kStep - 1) / kStep * kStep;
   }
+  int64_t buffered() const { return rows + kBorders; }
+  // Calls f(first row, rows, rows of the buffer that are there already).
+  template <typename F>
+  void each(int64_t height, const F& f) const {
+    for (int64_t first = 0; first < height; first += rows) {
+      f(first, std::min(rows, height - first), first == 0 ? 0 : kBorders);
+    }
+  }
+};
+
+template <int kSize, typename T, typename A>
+void fill(const Band<A, kSize / 2>& band, const Cut<kSize, A>& cut, const T* plane, int64_t first, int64_t there,
+          int64_t height) {
+  if (there > 0) band.keep_last(cut.buffered(), there);
+  band.fill(there, cut.buffered(), plane, first - kSize / 2 + there, height);
 }
 
-// A row of a result, rounded from `wide` unless it can be written there at once.
-template <bool kFlip, typename T, typename A>
-inline void write_row(const Ring<A>& rows, int64_t index, const A* taps, A bias, T* target, A* wide, int64_t width) {
-  if constexpr (std::is_same_v<T, A>) {
-    convolve_row<kFlip>(rows, index, taps, bias, target, width);
-  } else {
-    convolve_row<kFlip>(rows, index, taps, bias, wide, width);
-#pragma omp simd
-    for (int64_t j = 0; j < width; ++j) store(target + j, wide[j]);
-  }
-}
-
-template <typename T, typename A>
-void forward_plane(const DwconvForward& args, int64_t batch, int64_t channel, A* memory) {
+template <int kSize, typename T, typename A>
+void forward_plane(const DwconvForward& args, const Cut<kSize, A>& cut, int64_t batch, int64_t channel, A* memory) {
   const DwconvSize& size = args.size;
-  const Ring<A> x(memory, size.width);
-  A* const wide = memory + Ring<A>::size(size.width);
-  const A* const taps = static_cast<const A*>(args.weight) + kTaps * channel;
+  const Band<A, kSize / 2> x(memory, cut.buffered(), size.width);
+  const Taps<kSize, A> taps(args.weight, channel, false);
   const A bias = args.bias != nullptr ? static_cast<const A*>(args.bias)[channel] : A(0);
-  advance<T>(args.x, size, batch, channel, 0, x);
-  for (int64_t i = 0; i < size.height; ++i) {
-    advance<T>(args.x, size, batch, channel, i + 1, x);
-    write_row<false>(x, i, taps, bias, args.y.at<T>(batch, channel, i * size.width), wide, size.width);
-  }
+  const Convolution<kSize, T, A> convolution(x, size.width, taps, bias);
+  cut.each(size.height, [&](int64_t first, int64_t rows, int64_t there) {
+    fill<kSize>(x, cut, args.x.at<const T>(batch, channel, 0), first, there, size.height);
+    convolution.run(rows, args.y.at<T>(batch, channel, first * size.width));
+  });
 }
 
-template <typename T, typename A>
-void backward_plane(const DwconvBackward& args, int64_t batch, int64_t channel, A* memory, double* sums) {
+template <int kSize, typename T, typename A>
+void backward_plane(const DwconvBackward& args, const Cut<kSize, A>& cut, int64_t batch, int64_t channel, A* memory,
+                    double* sums) {
   const DwconvSize& size = args.size;
-  const int64_t ring = Ring<A>::size(size.width);
-  const Ring<A> x(memory, size.width), dy(memory + ring, size.width);
-  A* const wide = memory + 2 * ring;
-  const A* const taps = static_cast<const A*>(args.weight) + kTaps * channel;
-  TapSums<A> tap_sums;
-  advance<T>(args.x, size, batch, channel, 0, x);
-  advance<T>(args.dy, size, batch, channel, 0, dy);
-  for (int64_t i = 0; i < size.height; ++i) {
-    advance<T>(args.x, size, batch, channel, i + 1, x);
-    advance<T>(args.dy, size, batch, channel, i + 1, dy);
-    tap_sums.add(x, i, dy.row(i), size.width, sums);
-    write_row<true>(dy, i, taps, A(0), args.dx.at<T>(batch, channel, i * size.width), wide, size.width);
-  }
+  const Band<A, kSize / 2> dy(memory, cut.buffered(), size.width);
+  const Band<A, 0> x(memory + Band<A, kSize / 2>::size(cut.buffered(), size.width), cut.rows, size.width);
+  const Taps<kSize, A> taps(args.weight, channel, true);
+  const Convolution<kSize, T, A> convolution(dy, size.width, taps, A(0));
+  TapSums<kSize, A> tap_sums;
+  cut.each(size.height, [&](int64_t first, int64_t rows, int64_t there) {
+    fill<kSize>(dy, cut, args.dy.at<const T>(batch, channel, 0), first, there, size.height);
+    const int64_t whole = (rows + cut.kStep - 1) / cut.kStep * cut.kStep;
+    x.fill(0, whole, args.x.at<const T>(batch, channel, 0), first, size.height);
+    tap_sums.add(x.row(0), x.stride(), dy, whole, size.width, sums);
+    convolution.run(rows, args.dx.at<T>(batch, channel, first * size.width));
+  });
   tap_sums.flush(sums);
+}
+
+// Calls f(element pointer, std::integral_constant<kernel size>).
+template <typename F>
+void dispatch_size(DType dtype, int size, F&& f) {
+  dispatch(dtype, [&](auto* element) {
+    switch (size) {
+      case 3:
+        return f(element, std::integral_constant<int, 3>());
+      case 5:
+        return f(element, std::integral_constant<int, 5>());
+      case 7:
+        return f(element, std::integral_constant<int, 7>());
+    }
+    throw std::invalid_argument("the kernel size must be 3, 5 or 7");
+  });
 }
 
 }  // namespace
 
 void dwconv_forward(const DwconvForward& args, int threads) {
-  dispatch(args.dtype, [&](auto* element) {
+  dispatch_size(args.dtype, args.kernel, [&](auto* element, auto size) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = typename Arithmetic<T>::type;
-    const int64_t channels = args.size.channels, elements = Ring<A>::size(args.size.width) + args.size.width;
+    constexpr int kSize = decltype(size)::value;
+    const Cut<kSize, A> cut(args.size);
+    const int64_t channels = args.size.channels;
+    const int64_t elements = Band<A, kSize / 2>::size(cut.buffered(), args.size.width);
     parallel_for(args.size.batch * channels, threads, sizeof(A) * static_cast<size_t>(elements),
                  [&](int64_t i, char* scratch) {
-                   forward_plane<T>(args, i / channels, i % channels, reinterpret_cast<A*>(scratch));
+                   forward_plane<kSize, T>(args, cut, i / channels, i % channels, reinterpret_cast<A*>(scratch));
                  });
   });
 }
 
 void dwconv_backward(const DwconvBackward& args, int threads) {
-  const int64_t channels = args.size.channels, items = args.size.batch * channels;
-  const Scratch memory(sizeof(double) * static_cast<size_t>(items * kSums));
-  double* const sums = reinterpret_cast<double*>(memory.data());
-  for (int64_t i = 0; i < items * kSums; ++i) sums[i] = 0;
-  dispatch(args.dtype, [&](auto* element) {
+  dispatch_size(args.dtype, args.kernel, [&](auto* element, auto size) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = typename Arithmetic<T>::type;
-    const int64_t elements = 2 * Ring<A>::size(args.size.width) + args.size.width;
+    constexpr int kSize = decltype(size)::value;
+    constexpr int64_t kSums = TapSums<kSize, A>::kSums, kTaps = kSums - 1;
+    const Cut<kSize, A> cut(args.size);
+    const int64_t channels = args.size.channels, items = args.size.batch * channels;
+    const Scratch memory(sizeof(double) * static_cast<size_t>(items * kSums));
+    double* const sums = reinterpret_cast<double*>(memory.data());
+    const int64_t elements =
+        Band<A, kSize / 2>::size(cut.buffered(), args.size.width) + Band<A, 0>::size(cut.rows, args.size.width);
     parallel_for(items, threads, sizeof(A) * static_cast<size_t>(elements), [&](int64_t i, char* scratch) {
-      backward_plane<T>(args, i / channels, i % channels, reinterpret_cast<A*>(scratch), sums + i * kSums);
+      double* const own = sums + i * kSums;
+      for (int64_t k = 0; k < kSums; ++k) own[k] = 0;
+      backward_plane<kSize, T>(args, cut, i / channels, i % channels, reinterpret_cast<A*>(scratch), own);
     });
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t k = 0; k < kSums; ++k) {

@@ -1,11 +1,12 @@
-// dwconv on CUDA: warps walk down the planes (common/rows.h). The backward reads x and dy once for dx and the weight's
-// gradient together; each strip of rows leaves its sums, which are added in order afterwards: no atomics, the same
-// bits every time.
+// dwconv on CUDA: warps walk down the planes (common/rows.h). Here is 3x3; larger filters are in cuda_columns.h. The
+// backward reads x and dy once for dx and the weight's gradient together; each strip of rows leaves its sums, which are
+// added in order afterwards: no atomics, the same bits every time.
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
 #include "common/rows.h"
+#include "dwconv/cuda_columns.h"
 #include "dwconv/op.h"
 
 namespace cpl::cuda {
@@ -74,14 +75,8 @@ RowWalk walk_of(const DwconvSize& size) {
   return walk_rows(size.batch * size.channels, size.height, size.width, kColumns, 0, kLeastRows, kWarps);
 }
 
-}  // namespace
-
-int64_t dwconv_partial(const DwconvSize& size) {
-  const int64_t parts = std::max(walk_of<1>(size).parts(), walk_of<kPackColumns>(size).parts());
-  return size.channels * (kTaps + 1) * size.batch * parts;
-}
-
-void dwconv_forward(const DwconvForward& args, void* stream) {
+// 3x3.
+void forward_rows(const DwconvForward& args, void* stream) {
   dispatch(args.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = typename Arithmetic<T>::type;
@@ -93,7 +88,7 @@ void dwconv_forward(const DwconvForward& args, void* stream) {
   });
 }
 
-void dwconv_backward(const DwconvBackward& args, void* partial, void* stream) {
+void backward_rows(const DwconvBackward& args, void* partial, void* stream) {
   dispatch(args.dtype, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = typename Arithmetic<T>::type;
@@ -105,6 +100,38 @@ void dwconv_backward(const DwconvBackward& args, void* partial, void* stream) {
       launch_reduce_strips(static_cast<const A*>(partial), args.dweight, args.dbias, args.size.channels,
                            args.size.batch * walk.parts(), stream);
     });
+  });
+}
+
+// Calls f(std::integral_constant<kernel size>, element pointer), for those of cuda_columns.h.
+template <typename F>
+void dispatch_larger(int kernel, DType dtype, F&& f) {
+  dispatch(dtype, [&](auto* element) {
+    if (kernel == 5) return f(std::integral_constant<int, 5>(), element);
+    if (kernel == 7) return f(std::integral_constant<int, 7>(), element);
+    throw std::invalid_argument("the kernel size must be 3, 5 or 7");
+  });
+}
+
+}  // namespace
+
+int64_t dwconv_partial(const DwconvSize& size, int kernel) {
+  const int64_t parts = kernel == 3 ? std::max(walk_of<1>(size).parts(), walk_of<kPackColumns>(size).parts())
+                                    : column_walk(size, kWarps).parts();
+  return size.channels * (kernel * kernel + 1) * size.batch * parts;
+}
+
+void dwconv_forward(const DwconvForward& args, void* stream) {
+  if (args.kernel == 3) return forward_rows(args, stream);
+  dispatch_larger(args.kernel, args.dtype, [&](auto size, auto* element) {
+    forward_columns<decltype(size)::value, std::remove_pointer_t<decltype(element)>>(args, kWarps, stream);
+  });
+}
+
+void dwconv_backward(const DwconvBackward& args, void* partial, void* stream) {
+  if (args.kernel == 3) return backward_rows(args, partial, stream);
+  dispatch_larger(args.kernel, args.dtype, [&](auto size, auto* element) {
+    backward_columns<decltype(size)::value, std::remove_pointer_t<decltype(element)>>(args, partial, kWarps, stream);
   });
 }
 

@@ -18,9 +18,10 @@ struct DwconvSize {
 struct DwconvForward {
   ImageView x;         // [B, C, H, W]
   ImageView y;         // [B, C, H, W]
-  const void* weight;  // [C, 9]
+  const void* weight;  // [C, kernel * kernel]
   const void* bias;    // [C] or null
   DwconvSize size;
+  int kernel;  // 3, 5 or 7
   DType dtype;
 };
 
@@ -28,10 +29,11 @@ struct DwconvBackward {
   ImageView dy;        // [B, C, H, W]
   ImageView x;         // [B, C, H, W]
   ImageView dx;        // [B, C, H, W]
-  const void* weight;  // [C, 9]
-  void* dweight;       // [C, 9]
+  const void* weight;  // [C, kernel * kernel]
+  void* dweight;       // [C, kernel * kernel]
   void* dbias;         // [C]
   DwconvSize size;
+  int kernel;  // 3, 5 or 7
   DType dtype;
 };
 
@@ -41,7 +43,7 @@ CPL_DECLARE_PER_ISA(void dwconv_backward(const DwconvBackward& args, int threads
 #if defined(CPL_WITH_CUDA)
 namespace cuda {
 // Elements (dtype of the weight) of the buffer in which the backward sums dweight and dbias.
-int64_t dwconv_partial(const DwconvSize& size);
+int64_t dwconv_partial(const DwconvSize& size, int kernel);
 void dwconv_forward(const DwconvForward& args, void* stream);
 void dwconv_backward(const DwconvBackward& args, void* partial, void* stream);
 }  // namespace cuda

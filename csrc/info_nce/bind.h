@@ -16,7 +16,7 @@ using ProductTileArgs = std::tuple<Address, int64_t, int64_t, int64_t, int64_t, 
 using SumsArgs = std::tuple<Address, int64_t>;
 // row targets, column targets, row labels, column labels
 using PositivesArgs = std::tuple<Address, Address, Address, Address>;
-// lse, share, wanted
+// max, weight, wanted
 using SideArgs = std::tuple<Address, Address, Address>;
 
 inline ProductTile product_tile(const ProductTileArgs& args) {
@@ -39,8 +39,8 @@ inline Positives positives_of(const PositivesArgs& args) {
 }
 
 inline Side side_of(const SideArgs& args) {
-  const auto& [lse, share, wanted] = args;
-  return {pointer(lse), pointer(share), pointer(wanted)};
+  const auto& [max, weight, wanted] = args;
+  return {pointer(max), pointer(weight), pointer(wanted)};
 }
 
 inline void info_nce_mirror(Address data, int64_t rows, int64_t stride, int dtype, int threads) {
@@ -83,10 +83,10 @@ inline void info_nce_gradient(ProductTileArgs tile, PositivesArgs positives, Sid
               static_cast<double*>(pointer(dscale)), threads);
 }
 
-inline void info_nce_finish(SumsArgs sums, Address count, double scale, Address lse, int dtype, Address losses,
+inline void info_nce_finish(SumsArgs sums, Address count, double scale, Address kept, int dtype, Address losses,
                             int threads) {
   CPL_CALL_ISA(info_nce_finish(sums_of(sums), static_cast<const int64_t*>(pointer(count)), std::get<1>(sums), scale,
-                               pointer(lse), static_cast<DType>(dtype), static_cast<double*>(pointer(losses)),
+                               pointer(kept), static_cast<DType>(dtype), static_cast<double*>(pointer(losses)),
                                threads));
 }
 
@@ -95,10 +95,10 @@ inline double info_nce_reduce(Address losses, Address count, int64_t n, bool mea
                                n, mean));
 }
 
-inline void info_nce_side(Address dloss, int64_t stride, Address count, int64_t n, bool mean, Address share,
-                          Address wanted, int dtype) {
-  CPL_CALL_ISA(info_nce_side(static_cast<const double*>(pointer(dloss)), stride,
-                             static_cast<const int64_t*>(pointer(count)), n, mean, pointer(share), pointer(wanted),
+inline void info_nce_side(Address kept, Address dloss, int64_t stride, Address count, int64_t n, bool mean,
+                          Address weight, Address wanted, int dtype) {
+  CPL_CALL_ISA(info_nce_side(pointer(kept), static_cast<const double*>(pointer(dloss)), stride,
+                             static_cast<const int64_t*>(pointer(count)), n, mean, pointer(weight), pointer(wanted),
                              static_cast<DType>(dtype)));
 }
 

@@ -67,25 +67,36 @@ A largest(const Row<A>& row) {
   return best;
 }
 
-// The sum of the row's positive products.
-template <typename A>
-double positive_products(const Row<A>& row, const ProductTile& tile, const Positives& positives) {
+// A row's positives: the sum of their products, and how many they are. The sum is in fp64, which holds what fp32
+// products have in common beside what they differ by.
+struct Wanted {
   double sum = 0;
+  int64_t count = 0;
+};
+
+template <typename A>
+Wanted positive_products(const Row<A>& row, const ProductTile& tile, const Positives& positives) {
+  Wanted found;
   if (positives.row_targets != nullptr) {
     const A* const target = row.at(positives.row_targets[row.place], tile);
-    if (target != nullptr) sum = static_cast<double>(*target);
+    if (target != nullptr) found = {static_cast<double>(*target), 1};
   } else if (positives.row_labels != nullptr) {
     const int32_t own = positives.row_labels[row.place];
     const int32_t* __restrict labels = positives.column_labels + tile.first_column;
     row.pieces([&](int64_t first, int64_t end) {
       const A* __restrict x = row.x;
-      A s = 0;
-#pragma omp simd reduction(+ : s)
-      for (int64_t j = first; j < end; ++j) s += labels[j] == own ? x[j] : A(0);
-      sum += static_cast<double>(s);
+      double s = 0;
+      int32_t n = 0;
+#pragma omp simd reduction(+ : s, n)
+      for (int64_t j = first; j < end; ++j) {
+        s += static_cast<double>(labels[j] == own ? x[j] : A(0));
+        n += labels[j] == own;
+      }
+      found.sum += s;
+      found.count += n;
     });
   }
-  return sum;
+  return found;
 }
 
 template <typename A>
@@ -129,7 +140,7 @@ void rows(const ProductTile& tile, const Sums& sums, const Positives& positives,
   parallel_for(tile.rows, threads, 0, [&](int64_t i, char*) {
     const Row<A> row(tile, i);
     if (row.columns == (row.skipped >= 0)) return;  // nothing to compare with
-    sums.positive[row.place] += positive_products(row, tile, positives);
+    sums.positive[row.place] += positive_products(row, tile, positives).sum;
     const A max = largest(row);
     double sum = 0;
     row.pieces([&](int64_t first, int64_t end) {
@@ -159,12 +170,12 @@ int32_t row_tag(const ProductTile& tile, const Positives& positives, int64_t i) 
   return kTags == Tags::kLabels ? positives.row_labels[place] : static_cast<int32_t>(place);
 }
 
-// Of a chunk of a tile's rows, what Sums are of the tile: of each column.
+// Of a chunk of a tile's rows, what Sums are of the tile: of each column. Positives are summed in fp64, see Wanted.
 template <typename A>
 struct ColumnParts {
   A* max;
   A* sum;
-  A* positive;
+  double* positive;
 };
 
 // The first look at a row: its largest product, those of the columns, and the positives of both.
@@ -177,20 +188,21 @@ A look(const Row<A>& row, const ProductTile& tile, const Positives& positives, i
   row.pieces([&](int64_t first, int64_t end) {
     const A* __restrict x = row.x;
     A* __restrict maxima = parts.max;
-    A* __restrict wanted = parts.positive;
-    A m = best, s = 0;
+    double* __restrict wanted = parts.positive;
+    A m = best;
+    double s = 0;
 #pragma omp simd reduction(max : m) reduction(+ : s)
     for (int64_t j = first; j < end; ++j) {
       m = x[j] > m ? x[j] : m;
       maxima[j] = x[j] > maxima[j] ? x[j] : maxima[j];
       if constexpr (kTags != Tags::kNone) {
-        const A common = tags[j] == own ? x[j] : A(0);
+        const double common = static_cast<double>(tags[j] == own ? x[j] : A(0));
         wanted[j] += common;
         if constexpr (kTags == Tags::kLabels) s += common;
       }
     }
     best = m;
-    *positive += static_cast<double>(s);
+    *positive += s;
   });
   return best;
 }
@@ -219,7 +231,7 @@ void add_chunk(const ProductTile& tile, const Sums& row_sums, const Positives& p
                A* row_max, const ColumnParts<A>& parts) {
   std::fill_n(parts.max, tile.columns, std::numeric_limits<A>::lowest());
   std::fill_n(parts.sum, tile.columns, A(0));
-  std::fill_n(parts.positive, tile.columns, A(0));
+  std::fill_n(parts.positive, tile.columns, 0.0);
   for (int64_t i = first; i < end; ++i) {
     const Row<A> row(tile, i);
     double positive = 0;
@@ -249,11 +261,11 @@ void merge_columns(const ProductTile& tile, const Sums& sums, const ColumnParts<
     for (int64_t c = 0; c < chunks; ++c) {
       const A* __restrict largest = parts[c].max + first;
       const A* __restrict part = parts[c].sum + first;
-      const A* __restrict wanted = parts[c].positive + first;
+      const double* __restrict wanted = parts[c].positive + first;
 #pragma omp simd
       for (int64_t j = 0; j < count; ++j) {
         sum[j] += static_cast<double>(part[j]) * exp_below_one((static_cast<double>(largest[j]) - max[j]) * tile.scale);
-        positive[j] += static_cast<double>(wanted[j]);
+        positive[j] += wanted[j];
       }
     }
     for (int64_t j = 0; j < count; ++j) {
@@ -270,13 +282,13 @@ void rows_and_columns(const ProductTile& tile, const Sums& row_sums, const Sums&
   const int64_t step = std::clamp<int64_t>(kChunk / tile.columns, 1, kMostRows);
   const int64_t chunks = (tile.rows + step - 1) / step;
   const size_t each = Scratch::round_up(sizeof(A) * static_cast<size_t>(tile.columns));
-  const Scratch memory(3 * each * static_cast<size_t>(chunks));
+  const size_t of_chunk = 2 * each + Scratch::round_up(sizeof(double) * static_cast<size_t>(tile.columns));
+  const Scratch memory(of_chunk * static_cast<size_t>(chunks));
   std::vector<ColumnParts<A>> parts;
   for (int64_t c = 0; c < chunks; ++c) {
-    const auto at = [&](size_t k) {
-      return reinterpret_cast<A*>(memory.data() + (3 * static_cast<size_t>(c) + k) * each);
-    };
-    parts.push_back({at(0), at(1), at(2)});
+    char* const own = memory.data() + static_cast<size_t>(c) * of_chunk;
+    parts.push_back(
+        {reinterpret_cast<A*>(own), reinterpret_cast<A*>(own + each), reinterpret_cast<double*>(own + 2 * each)});
   }
   parallel_for(chunks, threads, sizeof(A) * static_cast<size_t>(step), [&](int64_t c, char* scratch) {
     const int64_t first = c * step, end = std::min(tile.rows, first + step);
@@ -301,7 +313,7 @@ void whole_rows(const ProductTile& tile, const Sums& sums, const Positives& posi
     const Row<A> row(tile, i);
     if (row.skipped >= 0) row.x[row.skipped] = A(0);
     const A* const target = positives.row_targets == nullptr ? nullptr : row.at(positives.row_targets[row.place], tile);
-    const double positive = positive_products(row, tile, positives);
+    const Wanted positive = positive_products(row, tile, positives);
     const A max = largest(row);
     double sum = 0, weighted = 0;  // of exp(d), and of d exp(d), with d = scale * (product - max)
     row.pieces([&](int64_t first, int64_t end) {
@@ -320,8 +332,8 @@ void whole_rows(const ProductTile& tile, const Sums& sums, const Positives& posi
     });
     sums.max[row.place] = static_cast<double>(max);
     sums.sum[row.place] = sum;
-    sums.positive[row.place] = positive;
-    const A share = static_cast<const A*>(side.share)[row.place];
+    sums.positive[row.place] = positive.sum;
+    const A share = static_cast<const A*>(side.weight)[row.place];
     const A wanted = static_cast<const A*>(side.wanted)[row.place] * scale;
     const A factor = share == A(0) ? A(0) : static_cast<A>(static_cast<double>(share) / sum) * scale;
     const bool labelled = positives.row_labels != nullptr;
@@ -338,9 +350,10 @@ void whole_rows(const ProductTile& tile, const Sums& sums, const Positives& posi
       }
     });
     if (target != nullptr) row.x[target - row.x] -= wanted;
-    // The sum of p * logit is scale * max + weighted / sum; the positives' logits weigh wanted each.
-    const double logits = static_cast<double>(share) * (static_cast<double>(max) * tile.scale + weighted / sum);
-    dscale[row.place] += share == A(0) ? 0 : (logits - static_cast<double>(wanted) * positive) * tile.scale;
+    // Beside the largest, the sum of p * d is weighted / sum; the positives weigh wanted each.
+    const double lacks = positive.sum - static_cast<double>(positive.count) * static_cast<double>(max);
+    const double all = static_cast<double>(share) * (weighted / sum);
+    dscale[row.place] += share == A(0) ? 0 : (all - static_cast<double>(wanted) * lacks) * tile.scale;
   });
 }
 
@@ -351,8 +364,8 @@ void gradient(const ProductTile& tile, const Positives& positives, const Side& r
   const auto of_columns = [&](const void* data) { return static_cast<const A*>(data) + tile.first_column; };
   parallel_for(tile.rows, threads, 0, [&](int64_t i, char*) {
     const Row<A> row(tile, i);
-    const A lse = static_cast<const A*>(row_side.lse)[row.place];
-    const A share = static_cast<const A*>(row_side.share)[row.place] * scale;
+    const A max = static_cast<const A*>(row_side.max)[row.place];
+    const A weight = static_cast<const A*>(row_side.weight)[row.place] * scale;
     const A wanted = static_cast<const A*>(row_side.wanted)[row.place] * scale;
     const A* const target = positives.row_targets == nullptr ? nullptr : row.at(positives.row_targets[row.place], tile);
     const A target_product = target == nullptr ? A(0) : *target;
@@ -361,29 +374,32 @@ void gradient(const ProductTile& tile, const Positives& positives, const Side& r
     double sum = 0;
     row.pieces([&](int64_t first, int64_t end) {
       A* __restrict x = row.x;
-      const A* __restrict lses = kColumns ? of_columns(column_side.lse) : nullptr;
-      const A* __restrict shares = kColumns ? of_columns(column_side.share) : nullptr;
+      const A* __restrict maxima = kColumns ? of_columns(column_side.max) : nullptr;
+      const A* __restrict weights = kColumns ? of_columns(column_side.weight) : nullptr;
       const A* __restrict all_wanted = kColumns ? of_columns(column_side.wanted) : nullptr;
       A s = 0;
 #pragma omp simd reduction(+ : s)
       for (int64_t j = first; j < end; ++j) {
-        const A logit = x[j] * scale;
-        A g = share * exp_below_one(logit - lse);
-        if constexpr (kColumns) g += scale * shares[j] * exp_below_one(logit - lses[j]);
-        if constexpr (kTags == Tags::kLabels) {
-          const A both = kColumns ? wanted + scale * all_wanted[j] : wanted;
-          g -= tags[j] == own ? both : A(0);
+        const bool positive = kTags != Tags::kNone && tags[j] == own;
+        const A of_row = (x[j] - max) * scale;
+        A g = weight * exp_below_one(of_row);
+        if constexpr (kTags == Tags::kLabels) g -= positive ? wanted : A(0);
+        s += g * of_row;
+        if constexpr (kColumns) {
+          const A of_column = (x[j] - maxima[j]) * scale;
+          A other = scale * weights[j] * exp_below_one(of_column);
+          if constexpr (kTags != Tags::kNone) other -= positive ? scale * all_wanted[j] : A(0);
+          s += other * of_column;
+          g += other;
         }
-        if constexpr (kTags == Tags::kColumnTargets) g -= tags[j] == own ? scale * all_wanted[j] : A(0);
         x[j] = g;
-        s += g * logit;
       }
       sum += static_cast<double>(s);
     });
     if (row.skipped >= 0) row.x[row.skipped] = A(0);
     if (target != nullptr) {
       row.x[target - row.x] -= wanted;
-      sum -= static_cast<double>(wanted * (target_product * scale));
+      sum -= static_cast<double>(wanted * ((target_product - max) * scale));
     }
     dscale[row.place] += sum;
   });
@@ -402,13 +418,15 @@ void gradient_of(const ProductTile& tile, const Positives& positives, const Side
 }
 
 template <typename A>
-void finish(const Sums& sums, const int64_t* count, int64_t n, double scale, A* lse, double* losses, int threads) {
+void finish(const Sums& sums, const int64_t* count, int64_t n, double scale, A* kept, double* losses, int threads) {
   parallel_for((n + kFlush - 1) / kFlush, threads, 0, [&](int64_t piece, char*) {
     for (int64_t i = piece * kFlush; i < std::min(n, (piece + 1) * kFlush); ++i) {
-      const double logs = std::log(sums.sum[i]), wanted = static_cast<double>(std::max<int64_t>(count[i], 1));
-      lse[i] = count[i] > 0 ? static_cast<A>(sums.max[i] * scale + logs) : std::numeric_limits<A>::infinity();
-      // The largest is often the positive: the difference loses nothing then.
-      losses[i] = count[i] > 0 ? logs + (sums.max[i] - sums.positive[i] / wanted) * scale : 0.0;
+      const double wanted = static_cast<double>(std::max<int64_t>(count[i], 1));
+      kept[i] = static_cast<A>(sums.max[i]);
+      kept[n + i] = count[i] > 0 ? static_cast<A>(sums.sum[i]) : std::numeric_limits<A>::infinity();
+      // What the products have in common cancels before anything is rounded.
+      const double lacks = (sums.max[i] * wanted - sums.positive[i]) / wanted;
+      losses[i] = count[i] > 0 ? std::log(sums.sum[i]) + lacks * scale : 0.0;
     }
   });
 }
@@ -449,14 +467,14 @@ void info_nce_gradient(const ProductTile& tile, const Positives& positives, cons
                        double* dscale, int threads) {
   choose(tile.dtype, [&](auto* type) {
     using A = std::remove_pointer_t<decltype(type)>;
-    if (columns.lse != nullptr) return gradient_of<true, A>(tile, positives, rows, columns, dscale, threads);
+    if (columns.max != nullptr) return gradient_of<true, A>(tile, positives, rows, columns, dscale, threads);
     gradient_of<false, A>(tile, positives, rows, columns, dscale, threads);
   });
 }
 
-void info_nce_finish(const Sums& sums, const int64_t* count, int64_t n, double scale, void* lse, DType dtype,
+void info_nce_finish(const Sums& sums, const int64_t* count, int64_t n, double scale, void* kept, DType dtype,
                      double* losses, int threads) {
-  choose(dtype, [&](auto* type) { finish(sums, count, n, scale, static_cast<decltype(type)>(lse), losses, threads); });
+  choose(dtype, [&](auto* type) { finish(sums, count, n, scale, static_cast<decltype(type)>(kept), losses, threads); });
 }
 
 double info_nce_reduce(const double* losses, const int64_t* count, int64_t n, bool mean) {
@@ -475,16 +493,17 @@ double info_nce_reduce(const double* losses, const int64_t* count, int64_t n, bo
   return mean ? sum / static_cast<double>(std::max<int64_t>(counted, 1)) : sum;
 }
 
-void info_nce_side(const double* dloss, int64_t stride, const int64_t* count, int64_t n, bool mean, void* share,
-                   void* wanted, DType dtype) {
+void info_nce_side(const void* kept, const double* dloss, int64_t stride, const int64_t* count, int64_t n, bool mean,
+                   void* weight, void* wanted, DType dtype) {
   choose(dtype, [&](auto* type) {
     using A = std::remove_pointer_t<decltype(type)>;
     int64_t counted = 0;
     for (int64_t i = 0; i < n; ++i) counted += count[i] > 0;
     const double rows = mean ? static_cast<double>(std::max<int64_t>(counted, 1)) : 1.0;
+    const A* const sums = kept == nullptr ? nullptr : static_cast<const A*>(kept) + n;
     for (int64_t i = 0; i < n; ++i) {
       const double own = count[i] > 0 ? dloss[i * stride] / rows : 0.0;
-      static_cast<A*>(share)[i] = static_cast<A>(own);
+      static_cast<A*>(weight)[i] = static_cast<A>(sums == nullptr ? own : own / static_cast<double>(sums[i]));
       static_cast<A*>(wanted)[i] = static_cast<A>(own / static_cast<double>(std::max<int64_t>(count[i], 1)));
     }
   });

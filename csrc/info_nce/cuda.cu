@@ -18,14 +18,17 @@ constexpr int kWarp = 32;
 constexpr int kWarps = 8;   // of a block of the second kernels
 constexpr int kBlocks = 2;  // of a multiprocessor: left to itself ptxas aims for four, and spills for it
 
-enum Part { kLargest, kTotal, kPositive, kParts };
+// What a block leaves of a row (or column): its largest product, its sum of exponentials beside that, and the sum of
+// its positives' products, which is in fp64, as in op.h: its leading digits and the rest, both in the type of the
+// products.
+enum Part { kLargest, kTotal, kPositive, kPositiveRest, kParts };
 
 template <typename A>
 __device__ A larger(A a, A b) {
   return b > a ? b : a;  // a NaN in b is passed over here, and shows in the sum of exponentials
 }
 
-// What is taken off logits before exp; 0 where nothing, or only -inf, was seen: exp(-inf - 0) is 0.
+// What is taken off products before exp; 0 where nothing, or only -inf, was seen: exp(-inf - 0) is 0.
 template <typename A>
 __device__ A base_of(A largest) {
   return largest == static_cast<A>(-INFINITY) ? A(0) : largest;
@@ -34,22 +37,25 @@ __device__ A base_of(A largest) {
 // For a block's rows (or columns): their parts of the sums, from what each of kSide threads has of each.
 template <typename A>
 struct BlockSums {
-  A (&part)[kParts][kSide][kTile + 1];  // shared; the last dimension is odd: threads along the others write at once
+  A (&part)[kPositive][kSide][kTile + 1];  // shared; the last dimension is odd: threads along the others write at once
+  double (&positives)[kSide][kTile + 1];
+  A scale;
 
-  // Of the row `place` of the block, by `thread` of those that have pairs of it; x(n): its nth logit, or -inf, and
+  // Of the row `place` of the block, by `thread` of those that have pairs of it; x(n): its nth product, or -inf, and
   // positive(n): whether it counts as positive.
   template <typename X, typename P>
   __device__ void put(int thread, int place, const X& x, const P& positive) const {
-    A largest = static_cast<A>(-INFINITY), total = 0, of_positives = 0;
+    A largest = static_cast<A>(-INFINITY), total = 0;
+    double of_positives = 0;
     for (int n = 0; n < kEach; ++n) largest = larger(largest, x(n));
     const A base = base_of(largest);
     for (int n = 0; n < kEach; ++n) {
-      total += gpu::exp_below_one(x(n) - base);
-      if (positive(n)) of_positives += x(n);
+      total += gpu::exp_below_one((x(n) - base) * scale);
+      if (positive(n)) of_positives += static_cast<double>(x(n));
     }
     part[kLargest][thread][place] = largest;
     part[kTotal][thread][place] = total;
-    part[kPositive][thread][place] = of_positives;
+    positives[thread][place] = of_positives;
   }
 
   // target: [kParts, stride], of which `count` places from the block's first on.
@@ -57,42 +63,46 @@ struct BlockSums {
     __syncthreads();
     const int place = threadIdx.y * kSide + threadIdx.x;
     if (place < kTile && place < count) {
-      A largest = static_cast<A>(-INFINITY), total = 0, of_positives = 0;
+      A largest = static_cast<A>(-INFINITY), total = 0;
+      double of_positives = 0;
       for (int n = 0; n < kSide; ++n) largest = larger(largest, part[kLargest][n][place]);
       const A base = base_of(largest);
       for (int n = 0; n < kSide; ++n) {
-        total += part[kTotal][n][place] * gpu::exp_below_one(part[kLargest][n][place] - base);
-        of_positives += part[kPositive][n][place];
+        total += part[kTotal][n][place] * gpu::exp_below_one((part[kLargest][n][place] - base) * scale);
+        of_positives += positives[n][place];
       }
       target[kLargest * stride + place] = largest;
       target[kTotal * stride + place] = total;
-      target[kPositive * stride + place] = of_positives;
+      const A leading = static_cast<A>(of_positives);
+      target[kPositive * stride + place] = leading;
+      target[kPositiveRest * stride + place] = static_cast<A>(of_positives - static_cast<double>(leading));
     }
   }
 };
 
-// of_rows: [blocks of columns, 3, rows]; of_columns: [blocks of rows, 3, columns], or null. grid: (blocks of columns,
-// blocks of rows).
+// of_rows: [blocks of columns, kParts, rows]; of_columns: [blocks of rows, kParts, columns], or null. grid: (blocks of
+// columns, blocks of rows).
 template <typename T, typename A>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     tile_sums(PairTile tile, Positives positives, A* of_rows, A* of_columns) {
-  __shared__ A part[kParts][kSide][kTile + 1];
-  const BlockSums<A> sums{part};
+  __shared__ A part[kPositive][kSide][kTile + 1];
+  __shared__ double positives_of[kSide][kTile + 1];
+  const BlockSums<A> sums{part, positives_of, scale_of<A>(tile)};
   const Pairs pairs(tile);
-  A logit[kEach][kEach] = {};
-  multiply<T>(tile, logit);
+  A product[kEach][kEach] = {};
+  multiply<T>(tile, product);
   const Tags tags(positives, pairs);
-#pragma unroll  // at a computed place of it, logit would lie in local memory
+#pragma unroll  // at a computed place of it, product would lie in local memory
   for (int r = 0; r < kEach; ++r) {
 #pragma unroll
     for (int s = 0; s < kEach; ++s) {
-      if (!pairs.compared(r, s)) logit[r][s] = static_cast<A>(-INFINITY);
+      if (!pairs.compared(r, s)) product[r][s] = static_cast<A>(-INFINITY);
     }
   }
 #pragma unroll
   for (int r = 0; r < kEach; ++r) {
     sums.put(
-        threadIdx.x, Pairs::row_in_block(r), [&](int s) { return logit[r][s]; },
+        threadIdx.x, Pairs::row_in_block(r), [&](int s) { return product[r][s]; },
         [&](int s) { return pairs.compared(r, s) && tags.of_row(r, s); });
   }
   const int64_t row = static_cast<int64_t>(blockIdx.y) * kTile, column = static_cast<int64_t>(blockIdx.x) * kTile;
@@ -102,17 +112,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 #pragma unroll
   for (int s = 0; s < kEach; ++s) {
     sums.put(
-        threadIdx.y, Pairs::column_in_block(s), [&](int r) { return logit[r][s]; },
+        threadIdx.y, Pairs::column_in_block(s), [&](int r) { return product[r][s]; },
         [&](int r) { return pairs.compared(r, s) && tags.of_column(r, s); });
   }
   sums.add_up(of_columns + kParts * tile.columns * blockIdx.y + column, tile.columns, tile.columns - column);
 }
 
-// Adds parts [blocks, 3, count] to the sums from `first` on: a warp for each row (or column), its lanes along the
+// Adds parts [blocks, kParts, count] to the sums from `first` on: a warp for each row (or column), its lanes along the
 // blocks.
 template <typename A>
 __global__ void __launch_bounds__(kWarp* kWarps)
-    add_parts(const A* parts, int64_t blocks, int64_t count, int64_t first, Sums sums) {
+    add_parts(PairTile tile, const A* parts, int64_t blocks, int64_t count, int64_t first, Sums sums) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y, place = first + i;
   if (i >= count) return;  // a whole warp leaves: no barrier follows
   const auto part = [&](int64_t block, Part which) {
@@ -124,70 +134,76 @@ __global__ void __launch_bounds__(kWarp* kWarps)
   for (int lane = kWarp / 2; lane > 0; lane /= 2) {
     largest = larger(largest, __shfl_xor_sync(0xffffffffu, largest, lane));
   }
-  const double base = base_of(largest);
+  const double base = base_of(largest), scale = static_cast<double>(scale_of<A>(tile));
   double total = 0, positive = 0;
   for (int64_t b = threadIdx.x; b < blocks; b += kWarp) {
-    total += part(b, kTotal) * gpu::exp_below_one(part(b, kLargest) - base);
-    positive += part(b, kPositive);
+    total += part(b, kTotal) * gpu::exp_below_one((part(b, kLargest) - base) * scale);
+    positive += part(b, kPositive) + part(b, kPositiveRest);
   }
   total = warp_sum(total);
   positive = warp_sum(positive);
   if (threadIdx.x != 0) return;
   sums.max[place] = largest;
-  sums.sum[place] = sums.sum[place] * gpu::exp_below_one(known - base) + total;
+  sums.sum[place] = sums.sum[place] * gpu::exp_below_one((known - base) * scale) + total;
   sums.positive[place] += positive;
 }
 
 // One side of the gradient, of one row (or column).
 template <typename A>
 struct Known {
-  A lse, share, wanted;
+  A max, weight, wanted, scale;
 
-  __device__ Known(const Side& side, int64_t place, bool inside)
-      : lse(inside ? static_cast<const A*>(side.lse)[place] : A(0)),
-        share(inside ? static_cast<const A*>(side.share)[place] : A(0)),
-        wanted(inside ? static_cast<const A*>(side.wanted)[place] : A(0)) {}
-  __device__ A gradient(A logit, bool positive) const {
-    return share * gpu::exp_below_one(logit - lse) - (positive ? wanted : A(0));
+  __device__ Known(const Side& side, int64_t place, bool inside, A scale)
+      : max(inside ? static_cast<const A*>(side.max)[place] : A(0)),
+        weight(inside ? static_cast<const A*>(side.weight)[place] : A(0)),
+        wanted(inside ? static_cast<const A*>(side.wanted)[place] : A(0)),
+        scale(scale) {}
+  // To `gradient` that by the logit is added, and to `lacks` the same times what the logit lacks of the largest.
+  __device__ void add(A product, bool positive, A& gradient, A& lacks) const {
+    const A below = (product - max) * scale;
+    const A value = weight * gpu::exp_below_one(below) - (positive ? wanted : A(0));
+    gradient += value;
+    lacks += value * below;
   }
 };
 
-// gradient: [rows, columns] of the tile; of_scale: [blocks of columns, rows], sums of gradient times logit. grid:
-// (blocks of columns, blocks of rows).
+// gradient: [rows, columns] of the tile; of_scale: [blocks of columns, rows], what is added to dscale. grid: (blocks of
+// columns, blocks of rows).
 template <typename T, typename A>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     tile_gradient(PairTile tile, Positives positives, Side row_side, Side column_side, A* gradient, A* of_scale) {
   __shared__ A part[kSide][kTile + 1];
   const Pairs pairs(tile);
-  A logit[kEach][kEach] = {}, g[kEach][kEach];
-  multiply<T>(tile, logit);
+  A product[kEach][kEach] = {}, g[kEach][kEach] = {}, lacks[kEach] = {};
+  multiply<T>(tile, product);
   const Tags tags(positives, pairs);
-#pragma unroll
-  for (int r = 0; r < kEach; ++r) {
-    const Known<A> known(row_side, pairs.row(r), pairs.row(r) < pairs.row_end);
-#pragma unroll
-    for (int s = 0; s < kEach; ++s) g[r][s] = known.gradient(logit[r][s], tags.of_row(r, s));
-  }
-  if (column_side.lse != nullptr) {
-#pragma unroll
-    for (int s = 0; s < kEach; ++s) {
-      const Known<A> known(column_side, pairs.column(s), pairs.column(s) < pairs.column_end);
-#pragma unroll
-      for (int r = 0; r < kEach; ++r) g[r][s] += known.gradient(logit[r][s], tags.of_column(r, s));
-    }
-  }
   const A scale = scale_of<A>(tile);
 #pragma unroll
   for (int r = 0; r < kEach; ++r) {
-    A* const target = gradient + (pairs.row(r) - tile.first_row) * tile.columns - tile.first_column;
-    A sum = 0;
+    const Known<A> known(row_side, pairs.row(r), pairs.row(r) < pairs.row_end, scale);
 #pragma unroll
     for (int s = 0; s < kEach; ++s) {
-      const A value = pairs.compared(r, s) ? g[r][s] * scale : A(0);
-      if (pairs.compared(r, s)) sum += value * logit[r][s];
-      if (pairs.in_tile(r, s)) target[pairs.column(s)] = value;
+      if (pairs.compared(r, s)) known.add(product[r][s], tags.of_row(r, s), g[r][s], lacks[r]);
     }
-    part[threadIdx.x][Pairs::row_in_block(r)] = sum;
+  }
+  if (column_side.max != nullptr) {
+#pragma unroll
+    for (int s = 0; s < kEach; ++s) {
+      const Known<A> known(column_side, pairs.column(s), pairs.column(s) < pairs.column_end, scale);
+#pragma unroll
+      for (int r = 0; r < kEach; ++r) {
+        if (pairs.compared(r, s)) known.add(product[r][s], tags.of_column(r, s), g[r][s], lacks[r]);
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kEach; ++r) {
+    A* const target = gradient + (pairs.row(r) - tile.first_row) * tile.columns - tile.first_column;
+#pragma unroll
+    for (int s = 0; s < kEach; ++s) {
+      if (pairs.in_tile(r, s)) target[pairs.column(s)] = g[r][s] * scale;
+    }
+    part[threadIdx.x][Pairs::row_in_block(r)] = lacks[r] * scale;
   }
   __syncthreads();
   const int place = threadIdx.y * kSide + threadIdx.x;
@@ -244,10 +260,10 @@ void info_nce_sums(const PairTile& tile, const Positives& positives, const Sums&
     A* const of_rows = static_cast<A*>(scratch);
     A* const of_columns = columns.max == nullptr ? nullptr : of_rows + kParts * tile.rows * grid.x;
     CPL_LAUNCH((tile_sums<T, A>), grid, dim3(kSide, kSide), 0, stream, tile, positives, of_rows, of_columns);
-    CPL_LAUNCH((add_parts<A>), warp_grid(tile.rows), warps, 0, stream, static_cast<const A*>(of_rows),
+    CPL_LAUNCH((add_parts<A>), warp_grid(tile.rows), warps, 0, stream, tile, static_cast<const A*>(of_rows),
                static_cast<int64_t>(grid.x), tile.rows, tile.first_row, rows);
     if (of_columns == nullptr) return;
-    CPL_LAUNCH((add_parts<A>), warp_grid(tile.columns), warps, 0, stream, static_cast<const A*>(of_columns),
+    CPL_LAUNCH((add_parts<A>), warp_grid(tile.columns), warps, 0, stream, tile, static_cast<const A*>(of_columns),
                static_cast<int64_t>(grid.y), tile.columns, tile.first_column, columns);
   });
 }

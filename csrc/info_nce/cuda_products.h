@@ -1,4 +1,4 @@
-// The products of info_nce on CUDA: tiles of 64 x 64 logits, each thread with 4 x 4 of them, over steps of 16 features
+// The products of info_nce on CUDA: tiles of 64 x 64 pairs, each thread with 4 x 4 of them, over steps of 16 features
 // that lie in shared memory. And which of those pairs count, and which are positive.
 #pragma once
 
@@ -86,9 +86,9 @@ __device__ void read_vectors(const void* data, int64_t first, int64_t end, int64
   }
 }
 
-// logit[r][s] of the thread's rows and columns. All threads of the block take part.
+// product[r][s] of the thread's rows and columns. All threads of the block take part.
 template <typename T, typename A>
-__device__ void multiply(const PairTile& tile, A (&logit)[kEach][kEach]) {
+__device__ void multiply(const PairTile& tile, A (&product)[kEach][kEach]) {
   __shared__ __align__(16) A queries[kStep][kPitch];
   __shared__ __align__(16) A keys[kStep][kPitch];
   const int64_t row = tile.first_row + static_cast<int64_t>(blockIdx.y) * kTile;
@@ -104,13 +104,9 @@ __device__ void multiply(const PairTile& tile, A (&logit)[kEach][kEach]) {
       for (int r = 0; r < kEach; ++r) a[r] = queries[k][Pairs::row_in_block(r)];
       for (int s = 0; s < kEach; ++s) b[s] = keys[k][Pairs::column_in_block(s)];
       for (int r = 0; r < kEach; ++r) {
-        for (int s = 0; s < kEach; ++s) logit[r][s] += a[r] * b[s];
+        for (int s = 0; s < kEach; ++s) product[r][s] += a[r] * b[s];
       }
     }
-  }
-  const A scale = scale_of<A>(tile);
-  for (int r = 0; r < kEach; ++r) {
-    for (int s = 0; s < kEach; ++s) logit[r][s] *= scale;
   }
 }
 

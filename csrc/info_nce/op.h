@@ -39,12 +39,13 @@ struct Positives {
   const int32_t* column_labels;
 };
 
-// One side of a gradient: with lse the log-sum-exp of row i (+inf: it does not count),
-//   d loss / d logit = share * exp(logit - lse) - (wanted if the pair is positive), both times scale.
+// One side of a gradient: with weight the share of row i in the result by its sum of exponentials (0: it does not
+// count),
+//   d loss / d logit = weight * exp(scale * (product - max)) - (wanted if the pair is positive), both times scale.
 // The arrays are of the tile's dtype.
 struct Side {
-  const void* lse;
-  const void* share;
+  const void* max;
+  const void* weight;
   const void* wanted;
 };
 
@@ -58,26 +59,29 @@ CPL_DECLARE_PER_ISA(void info_nce_rows_and_columns(const ProductTile& tile, cons
                                                    const Positives& positives, int threads))
 
 // For a tile that holds its rows whole: their sums, and the gradient of the loss by the products over the products.
-// dscale: to it is added, for each row, the sum of gradient * product * scale. The sides are those of the rows,
-// whose lse is not read.
+// dscale: to it is added, for each row, the sum of gradient * (product - max) * scale: as the gradients of a row add up
+// to 0, max makes no difference but to the rounding. The side is that of the rows: max is not read, and weight is the
+// share alone.
 CPL_DECLARE_PER_ISA(void info_nce_whole_rows(const ProductTile& tile, const Sums& sums, const Positives& positives,
                                              const Side& rows, double* dscale, int threads))
 
-// The gradient by the products over the products. columns.lse may be null: one direction.
+// The gradient by the products over the products. columns.max may be null: one direction. dscale: as above, with what
+// is of the columns' loss beside their own max.
 CPL_DECLARE_PER_ISA(void info_nce_gradient(const ProductTile& tile, const Positives& positives, const Side& rows,
                                            const Side& columns, double* dscale, int threads))
 
-// Of n rows (or columns) whose sums are complete: log-sum-exp in the dtype given, +inf where count is 0, and loss, 0
-// there.
-CPL_DECLARE_PER_ISA(void info_nce_finish(const Sums& sums, const int64_t* count, int64_t n, double scale, void* lse,
+// Of n rows (or columns) whose sums are complete: kept, [2, n] (max, sum) in the dtype given, the sum +inf where count
+// is 0; and loss, 0 there.
+CPL_DECLARE_PER_ISA(void info_nce_finish(const Sums& sums, const int64_t* count, int64_t n, double scale, void* kept,
                                          DType dtype, double* losses, int threads))
 
 // Of those losses whose count is not 0 the sum, or the mean (0 where there are none).
 CPL_DECLARE_PER_ISA(double info_nce_reduce(const double* losses, const int64_t* count, int64_t n, bool mean))
 
-// The share and wanted of Side, for n rows of `count` positives. dloss: of the result, or of each row (stride 1).
-CPL_DECLARE_PER_ISA(void info_nce_side(const double* dloss, int64_t stride, const int64_t* count, int64_t n, bool mean,
-                                       void* share, void* wanted, DType dtype))
+// The weight and wanted of Side, for n rows of `count` positives. kept: as info_nce_finish made it; if it is null,
+// weight is the share alone. dloss: of the result, or of each row (stride 1).
+CPL_DECLARE_PER_ISA(void info_nce_side(const void* kept, const double* dloss, int64_t stride, const int64_t* count,
+                                       int64_t n, bool mean, void* weight, void* wanted, DType dtype))
 
 #if defined(CPL_WITH_CUDA)
 // Neighbouring queries and keys, all of whose pairs make up a tile. A logit is a product divided by the temperature,
@@ -99,13 +103,12 @@ namespace cuda {
 // Elements of the scratch buffer of a call, of either kind.
 int64_t info_nce_scratch(int64_t rows, int64_t columns);
 
-// Adds a tile to the sums of its rows and, unless columns.max is null, of its columns. What they hold is of logits, so
-// their scale is 1.
+// Adds a tile to the sums of its rows and, unless columns.max is null, of its columns.
 void info_nce_sums(const PairTile& tile, const Positives& positives, const Sums& rows, const Sums& columns,
                    void* scratch, void* stream);
 
-// gradient: [rows, columns] of the tile, by the products. columns.lse may be null: one direction. dscale: to it is
-// added, for each row, the sum of gradient * logit.
+// gradient: [rows, columns] of the tile, by the products. columns.max may be null: one direction. dscale: to it is
+// added, for each row, what info_nce_gradient above adds.
 void info_nce_gradient(const PairTile& tile, const Positives& positives, const Side& rows, const Side& columns,
                        void* gradient, double* dscale, void* scratch, void* stream);
 }  // namespace cuda

@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+import cpl
 from cpl.extras import EXTRAS
 
 CORE_ONLY = """
@@ -82,3 +86,29 @@ def test_what_is_no_checkpoint(run: Any, tmp_path: Path) -> None:
         assert result.err.startswith("error: ")
         assert str(path) in result.err
         assert result.err.count("\n") == 1
+
+
+def test_architecture_says_what_a_lightning_file_holds(run: Any, tmp_path: Path) -> None:
+    state = cpl.create_model("cplir-tiny").state_dict()
+    file = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {f"net.{name}": value for name, value in state.items()}}, file)
+    refused = run("info", file)
+    assert refused.status == 2
+    assert "--architecture cplir or --architecture promptir" in refused.err
+    told = run("info", file, "--architecture", "promptir")
+    assert told.status == 0
+    assert "promptir" in told.out
+    unknown = run("info", file, "--architecture", "resnet")
+    assert unknown.status == 2
+    assert "no model 'resnet'" in unknown.err
+
+
+def test_architecture_of_our_own_file_is_refused(run: Any, checkpoint: Path) -> None:
+    refused = run("info", checkpoint, "--architecture", "cplir")
+    assert refused.status == 2
+    assert "says itself what it is" in refused.err
+
+
+@pytest.mark.parametrize("command", ["restore", "eval", "serve", "inspect", "info"])
+def test_every_command_that_loads_a_checkpoint_takes_it(run: Any, command: str) -> None:
+    assert "--architecture NAME" in run(command, "--help").out

@@ -111,7 +111,6 @@ def on_cpu(op: str, seed: int, executable: Path | None = None) -> Iterator[Core]
             ),
             (backend, "why_not", lambda *_: None),
             (backend, "core", lambda: core),
-            (torch.cuda, "device", lambda _: contextlib.nullcontext()),
             (torch.cuda, "current_stream", lambda *_: SimpleNamespace(cuda_stream=0)),
         ):
             stack.enter_context(mock.patch.object(where, name, new))

@@ -59,6 +59,16 @@ def test_network_and_progress() -> None:
     assert result.images[1].scores.restored_psnr == pytest.approx(20, abs=1e-3)
 
 
+@pytest.mark.parametrize("what", ["degraded", "target", "restored"])
+def test_values_out_of_range_name_the_image(what: str) -> None:
+    good, bad = case("noise", "a", 0.1), case("noise", "b", 0.1)
+    if what != "restored":
+        bad[what] = bad[what] * 255
+    seen = iter([good["target"], bad["target"] * 255 if what == "restored" else good["target"]])
+    with pytest.raises(ValueError, match=rf"noise b: {what} must lie in \[0, 1\], got values from"):
+        evaluate(lambda image: next(seen), [good, bad])
+
+
 def test_identical_images_are_reported_not_hidden(tmp_path: Path) -> None:
     result = evaluate(lambda image: image, [case("none", "a", 0.0), case("none", "b", 0.1)])
     scores = result.tasks["none"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 
 import numpy as np
@@ -19,7 +20,7 @@ from cpl.inference.metrics import luma, psnr, ssim
 def pair() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     target = rng.random((24, 31, 3), dtype=np.float32)
-    return (target + rng.normal(0, 0.05, target.shape)).astype(np.float32), target
+    return np.clip(target + rng.normal(0, 0.05, target.shape), 0, 1).astype(np.float32), target
 
 
 def test_psnr_by_hand() -> None:
@@ -32,16 +33,17 @@ def test_psnr_by_hand() -> None:
     assert psnr(only_red, target, "y") == pytest.approx(-20 * math.log10(0.1 * 65.481 / 255))
 
 
-def test_clipped_but_not_rounded() -> None:
+def test_a_hair_of_rounding_is_clipped_and_nothing_is_rounded() -> None:
     target = np.ones((8, 8, 3))
-    assert psnr(target * 1.7, target) == math.inf
+    assert psnr(target * 1.0009, target) == math.inf
+    assert psnr(target - 1.0009, target * 0) == math.inf
     # A difference far below one 8-bit step still counts.
     assert psnr(target - 1e-4, target) == pytest.approx(80.0)
 
 
 def test_equal_to_scikit_image(pair: tuple[np.ndarray, np.ndarray]) -> None:
     restored, target = pair
-    a, b = np.clip(restored, 0, 1).astype(np.float64), target.astype(np.float64)
+    a, b = restored.astype(np.float64), target.astype(np.float64)
     assert psnr(restored, target) == pytest.approx(peak_signal_noise_ratio(b, a, data_range=1), abs=1e-12)
     assert ssim(restored, target) == pytest.approx(
         structural_similarity(b, a, data_range=1, channel_axis=2), abs=1e-12
@@ -81,3 +83,46 @@ def test_bad_input(restored: np.ndarray, target: np.ndarray, channel: str, words
     for metric in (psnr, ssim):
         with pytest.raises(ValueError, match=words):
             metric(restored, target, channel)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("channel", ["rgb", "y"])
+@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((0.0, 255.0), "must lie in [0, 1], got values from 0 to 255. Divide by the largest value"),
+        ((0.0, 1.01), "must lie in [0, 1], got values from 0 to 1.01"),
+        ((-1.0, 1.0), "must lie in [0, 1], got values from -1 to 1. Divide"),
+        ((0.5, math.nan), "must be finite, got NaN or infinity."),
+        ((0.5, -math.inf), "must be finite, got NaN or infinity."),
+    ],
+)
+def test_values_that_are_not_in_the_range_are_refused(dtype, channel, metric, side, values, words) -> None:
+    """Clipped, a picture in 0..255 is all white, and the PSNR of two such is infinite."""
+    image = np.full((8, 8, 3), 0.5, dtype)
+    bad = image.copy()
+    bad[0, 0, 0], bad[-1, -1, -1] = values
+    arguments = [image, image]
+    arguments[side] = bad
+    words = words.replace("1.01", f"{float(dtype(1.01)):.4g}")
+    with pytest.raises(ValueError, match=re.escape(f"{('restored', 'target')[side]} {words}")):
+        metric(*arguments, channel)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, bool, np.complex64])
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_not_a_float_is_refused_beside_a_float(dtype, side) -> None:
+    arguments = [np.full((8, 8, 3), 0.5), np.full((8, 8, 3), 0.5)]
+    arguments[side] = np.ones((8, 8, 3), dtype)
+    words = f"{('restored', 'target')[side]} must be a float array [H, W, 3] in [0, 1], got {np.dtype(dtype)}"
+    for metric in (psnr, ssim):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            metric(*arguments)
+
+
+def test_float_types_may_differ(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    restored, target = pair
+    same = psnr(restored.astype(np.float16), target.astype(np.float64))
+    assert same == pytest.approx(psnr(restored.astype(np.float16).astype(np.float32), target))

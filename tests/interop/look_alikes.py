@@ -128,6 +128,13 @@ class BatchNormed(layouts.Attention):
         return super().forward(x) + 0 * self.batch_norm(x)
 
 
+class InPlace(layouts.Attention):
+    """Spares memory where no gradient is asked for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if torch.is_grad_enabled() else x.clamp_(-100, 100))
+
+
 def torch_draw() -> float:
     return float(torch.rand(()))
 
@@ -199,11 +206,12 @@ ATTENTION: dict[str, Callable[[], nn.Module]] = {
     ),
     "a count": lambda: OnlyLater(False),
     "a count in a buffer": lambda: OnlyLater(True),
-    "what it stores": KeepsAttention,
+    "what it stores": lambda: KeepsAttention(8, 2),
     "stochastic depth": lambda: Skips(torch_draw),
     "stochastic depth of Python": lambda: Skips(random.random),
-    "noise": Noise,
+    "noise": lambda: Noise(8, 2),
     "statistics": BatchNormed,
+    "an image changed in place": lambda: InPlace(8, 2),
 }
 
 
@@ -355,12 +363,12 @@ PROMPTS: dict[str, Callable[[], nn.Module]] = {
 # -- norms
 
 
-class Norm(layouts.LayerNorm2d):
+class OtherLayerNorm(layouts.LayerNorm2d):
     """Over channels, dividing by ``deviation(variance)``."""
 
     def __init__(self, deviation: Callable[[Tensor], Tensor], unbiased: bool = False) -> None:
         super().__init__(8)
-        del self.eps
+        self.eps = 1e-5
         self.deviation, self.unbiased = deviation, unbiased
 
     def forward(self, x: Tensor) -> Tensor:
@@ -370,17 +378,17 @@ class Norm(layouts.LayerNorm2d):
 
 
 NORMS: dict[str, Callable[[], nn.Module]] = {
-    "deviation plus eps": lambda: Norm(lambda v: v.sqrt() + 1e-5),
-    "variance at least eps": lambda: Norm(lambda v: v.clamp(min=1e-5).sqrt()),
-    "deviation at least eps": lambda: Norm(lambda v: v.sqrt().clamp(min=1e-3)),
-    "variance at most 1e4": lambda: Norm(lambda v: (v + 1e-5).clamp(max=1e4).sqrt()),
-    "both": lambda: Norm(lambda v: (v + 1e-5).sqrt() + 1e-6),
-    "unbiased": lambda: Norm(lambda v: (v + 1e-5).sqrt(), unbiased=True),
-    "detached": lambda: Norm(lambda v: (v + 1e-5).sqrt().detach()),
+    "deviation plus eps": lambda: OtherLayerNorm(lambda v: v.sqrt() + 1e-5),
+    "variance at least eps": lambda: OtherLayerNorm(lambda v: v.clamp(min=1e-5).sqrt()),
+    "deviation at least eps": lambda: OtherLayerNorm(lambda v: v.sqrt().clamp(min=1e-3)),
+    "variance at most 1e4": lambda: OtherLayerNorm(lambda v: (v + 1e-5).clamp(max=1e4).sqrt()),
+    "both": lambda: OtherLayerNorm(lambda v: (v + 1e-5).sqrt() + 1e-6),
+    "unbiased": lambda: OtherLayerNorm(lambda v: (v + 1e-5).sqrt(), unbiased=True),
+    "detached": lambda: OtherLayerNorm(lambda v: (v + 1e-5).sqrt().detach()),
 }
 
 
-class RightNorm(layouts.LayerNorm2d):
+class RightLayerNorm(layouts.LayerNorm2d):
     """With eps written into its body, whatever its attribute says."""
 
     def __init__(self, eps: float, said: float | None = None) -> None:
@@ -411,7 +419,7 @@ def right_wrapped(with_bias: bool) -> nn.Module:
     return made
 
 
-class EpsByDtype(layouts.LayerNorm2d):
+class LayerNormByDtype(layouts.LayerNorm2d):
     """1e-5 for float32, and 1e-3 for all others (that its authors met: half precision)."""
 
     def __init__(self, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> None:
@@ -443,12 +451,12 @@ class OwnBackward(torch.autograd.Function):
         return inner / deviation, (up * normal).sum((0, 2, 3)), up.sum((0, 2, 3)), None
 
 
-class FunctionNorm(layouts.LayerNorm2d):
+class FunctionLayerNorm(layouts.LayerNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return OwnBackward.apply(x, self.weight, self.bias, self.eps)
 
 
-class WideNorm(layouts.LayerNorm2d):
+class WideLayerNorm(layouts.LayerNorm2d):
     """In float32, whatever its input is, and back."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -457,7 +465,7 @@ class WideNorm(layouts.LayerNorm2d):
         return (self.weight.float()[:, None, None] * y + self.bias.float()[:, None, None]).to(x.dtype)
 
 
-class NaiveNorm(layouts.LayerNorm2d):
+class NaiveLayerNorm(layouts.LayerNorm2d):
     """Its variance is E[x^2] - E[x]^2."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -469,14 +477,17 @@ class NaiveNorm(layouts.LayerNorm2d):
 
 
 RIGHT_NORMS: dict[str, Callable[[], nn.Module]] = {
-    **{f"eps {eps}": (lambda eps=eps: RightNorm(eps)) for eps in (1e-12, 1e-8, 1e-6, 3e-6, 1e-5, 1e-3, 0.1)},
-    "eps that the attribute belies": lambda: RightNorm(1e-6, said=1e-5),
+    **{
+        f"eps {eps}": (lambda eps=eps: RightLayerNorm(eps))
+        for eps in (1e-12, 1e-8, 1e-6, 3e-6, 1e-5, 1e-3, 0.1)
+    },
+    "eps that the attribute belies": lambda: RightLayerNorm(1e-6, said=1e-5),
     "eps in a wrapped body": lambda: right_wrapped(True),
     "eps in a wrapped body without bias": lambda: right_wrapped(False),
-    "eps by dtype": EpsByDtype,
-    "eps by dtype, the other way": lambda: EpsByDtype((torch.bfloat16, torch.float16)),
-    "eps of its own for float64": lambda: EpsByDtype((torch.float32, torch.bfloat16, torch.float16)),
-    "its own backward pass": lambda: FunctionNorm(8),
-    "in float32": lambda: WideNorm(8),
-    "the naive variance": lambda: NaiveNorm(8),
+    "eps by dtype": LayerNormByDtype,
+    "eps by dtype, the other way": lambda: LayerNormByDtype((torch.bfloat16, torch.float16)),
+    "eps of its own for float64": lambda: LayerNormByDtype((torch.float32, torch.bfloat16, torch.float16)),
+    "its own backward pass": lambda: FunctionLayerNorm(8),
+    "in float32": lambda: WideLayerNorm(8),
+    "the naive variance": lambda: NaiveLayerNorm(8),
 }

@@ -15,6 +15,8 @@ import cpl
 from tests.interop import layouts
 from tests.interop.layouts import image, trained
 
+# What is compared, test_comparison.py tests; here it is what happens then.
+pytestmark = pytest.mark.usefixtures("brief_comparison")
 KINDS = {
     "layer norm": 8,
     "channel attention": 1,

@@ -14,6 +14,7 @@ from cpl_kernels import core
 from tests.interop import layouts
 from tests.interop.layouts import image, trained
 
+pytestmark = pytest.mark.usefixtures("brief_comparison")  # test_comparison.py has the whole of it
 LESS = ("products", "input")
 
 

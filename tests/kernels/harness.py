@@ -36,9 +36,19 @@ IMAGE_LAYOUTS = ("channels_last", "sliced_channels", "cropped", "expanded_pixels
 
 
 def assert_no_worse(
-    name: str, out: Tensor, torch_same: Tensor, gold: Tensor, terms: Tensor, *, result_ulps: float = 0.5
+    name: str,
+    out: Tensor,
+    torch_same: Tensor,
+    gold: Tensor,
+    terms: Tensor,
+    *,
+    result_ulps: float = 0.5,
+    spread: float = 0.0,
 ) -> None:
-    """Assert the rule above; the message says where it is broken worst and by how much."""
+    """Assert the rule above; the message says where it is broken worst and by how much.
+
+    ``spread``: the error allowed at every element, if it is more than that of ``torch_same``.
+    """
     assert out.dtype == torch_same.dtype, f"{name}: {out.dtype}, expected {torch_same.dtype}"
     assert out.shape == gold.shape, f"{name}: shape {tuple(out.shape)}, expected {tuple(gold.shape)}"
     rounded = gold.to(out.dtype)
@@ -48,7 +58,7 @@ def assert_no_worse(
     assert (torch.isfinite(out) | overflows).all(), f"{name}: not finite where gold is"
     narrow = out.dtype in (torch.float16, torch.bfloat16)
     arithmetic = torch.finfo(torch.float32 if narrow else out.dtype).eps
-    error, allowed = (out.double() - gold).abs(), (torch_same.double() - gold).abs()
+    error, allowed = (out.double() - gold).abs(), (torch_same.double() - gold).abs().clamp(min=spread)
     allowed = allowed + TERM_ULPS * arithmetic * terms.double()
     if narrow:
         allowed = allowed + 2 * result_ulps * torch.finfo(out.dtype).eps * gold.abs()

@@ -48,6 +48,9 @@ class Case:
             ``terms(inputs, gradients)`` in float64 -> a tensor for each result, by name, as ``harness.run`` names them.
         floor: a magnitude of the terms that holds however small the result: for sums that may cancel to 0.
             One for all results, or by name.
+        orders: ``naive`` with its sums in other orders, where what is rounded first is made much larger afterwards.
+            Then the largest error that any of them makes, at any element of a result, is allowed at all of them: an
+            element at which one order errs by chance less than another says nothing.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Case:
     naive: Callable[..., Any]
     terms: float | Terms = 1.0
     floor: float | Mapping[str, float] = 0.0
+    orders: tuple[Callable[..., Any], ...] = ()
 
     def inputs(self, dtype: torch.dtype, layout: str = "contiguous", seed: int = 0) -> Inputs:
         made = self.make(torch.Generator().manual_seed(seed))

@@ -43,6 +43,13 @@ def test_infinity_is_wrong_where_gold_fits() -> None:
         judge(1.0, float("-inf"), dtype=torch.float32)
 
 
+def test_what_other_orders_err_by_is_allowed_everywhere() -> None:
+    given = torch.tensor([1.01, -70000.0])
+    assert_no_worse("y", given, GOLD.float(), GOLD, TERMS, spread=0.011)
+    with pytest.raises(AssertionError, match="1 of 2 elements off"):
+        assert_no_worse("y", given, GOLD.float(), GOLD, TERMS, spread=0.009)
+
+
 def test_a_wrong_value_is_named_with_its_place() -> None:
     with pytest.raises(AssertionError, match=r"y: 1 of 2 elements off; worst at flat index 0: got 1\.009"):
         judge(1.01, float("-inf"))

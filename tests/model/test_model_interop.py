@@ -85,7 +85,6 @@ def test_bare_state_dicts_and_wrappers_names_are_read(state, save):
     for content in (
         state,
         prefixed(state, "module."),
-        {"state_dict": prefixed(state, "net._orig_mod.")},
         {"params": prefixed(state, "module._orig_mod.")},
         {"state_dict": state},
     ):
@@ -113,9 +112,6 @@ def test_what_shapes_cannot_tell_is_assumed_aloud_or_said_by_the_caller(state, s
     assert (model.config.top_k, info["notes"]) == (2, [])
     model, info = cpl.load_checkpoint(path, architecture="promptir")
     assert (model.architecture, model.config.prompting, info["notes"]) == ("promptir", "dense", [])
-    _, info = cpl.load_checkpoint(save({"state_dict": prefixed(state, "net.")}))
-    assert info["architecture"] == "promptir"
-    assert "taken for promptir's" in info["notes"][0]
     model, info = cpl.load_checkpoint(
         save({"state_dict": prefixed(state | UNUSED, "net.")}), architecture="cplir"
     )
@@ -171,9 +167,11 @@ def test_what_does_not_fit_is_named_and_counted(state, save):
             "patch_embed.proj.weight is not among its 1 tensors (first: features.0.weight)",
         ),
         ({"patch_embed.proj.weight": torch.zeros(1)}, "has shape (1,), where 4 dimensions belong"),
-        ({"model": {"w": torch.zeros(1)}}, "at its top it holds 'model', which is no tensor"),
+        ({"model": {"w": torch.zeros(1)}}, "patch_embed.proj.weight is not among its 1 tensors (first: w)"),
+        ({"epoch": 3, "args": {"lr": 1.0}}, "at its top it holds 'epoch', which is not a tensor"),
+        ({"model": {"name": "cplir"}}, "under 'model' it holds 'name', which is not a tensor"),
         ({"params": {}}, "under 'params' it holds nothing"),
-        ({"state_dict": {"a": 3}}, "'a', which is no tensor"),
+        ({"state_dict": {"a": 3}}, "'a', which is not a tensor"),
         ([1, 2], "holds a list"),
         (torch.zeros(3), "holds a Tensor"),
     ],
@@ -218,3 +216,120 @@ def test_damaged_torch_files_are_refused(state, save):
 def test_nan_weights_are_refused_by_name(state, save):
     bad = dict(state) | {"output.weight": torch.full((3, 32, 3, 3), torch.nan)}
     assert "NaN or infinity in output.weight" in refusal(save({"params": bad}))
+
+
+LIGHTNING = {"epoch": 3, "pytorch-lightning_version": "2.3.0"}
+
+
+@pytest.mark.parametrize("prefix", ["net.", "model.", "net._orig_mod.", "module.net.", ""])
+def test_a_lightning_file_that_two_architectures_fit_asks_for_one(state, save, prefix):
+    """CPL's and PromptIR's weights differ in the unused layers alone, and what they compute in the prompts picked."""
+    path = save({**LIGHTNING, "state_dict": prefixed(state, prefix)})
+    message = refusal(path)
+    for remedy in ("architecture='cplir'", "architecture='promptir'", "--architecture cplir"):
+        assert remedy in message
+    for architecture, prompting in (("cplir", "sparse"), ("cplir-tiny", "sparse"), ("promptir", "dense")):
+        model, info = cpl.load_checkpoint(path, architecture=architecture)
+        assert (model.config.prompting, info["format"]) == (prompting, "lightning")
+        assert equal(model, state)
+    model, _ = cpl.load_checkpoint(path, top_k=2)
+    assert model.config.top_k == 2
+    model, info = cpl.load_checkpoint(save({**LIGHTNING, "state_dict": prefixed(state | UNUSED, prefix)}))
+    assert (model.architecture, info["notes"]) == ("promptir", [])
+
+
+def test_a_lightning_file_without_prompts_asks_for_nothing(save):
+    made = cpl.create_model("restormer", dim=8, num_blocks=(1, 1, 1, 1), num_refinement_blocks=1)
+    model, info = cpl.load_checkpoint(save({**LIGHTNING, "state_dict": prefixed(made.state_dict(), "net.")}))
+    assert (info["architecture"], info["format"], info["notes"]) == ("restormer", "lightning", [])
+    assert equal(model, made.state_dict())
+
+
+@pytest.mark.parametrize("unused", [False, True])
+def test_other_files_that_two_architectures_fit_are_cplir_aloud(state, save, unused):
+    for content in (state, {"params": state}, {"params_ema": state}, {"model": state}):
+        if unused:
+            content = {"params": state | UNUSED}
+        _, info = cpl.load_checkpoint(save(content))
+        assert info["architecture"] == ("promptir" if unused else "cplir-tiny")
+        assert bool(info["notes"]) is not unused
+
+
+KEYS = (
+    "model",
+    "model_state_dict",
+    "state_dict_ema",
+    "ema",
+    "network",
+    "net",
+    "net_g",
+    "netG",
+    "generator",
+    "weights",
+    "restorer",  # any other
+)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "net.", "restoration_net.", "a.b."])
+@pytest.mark.parametrize("key", KEYS)
+def test_weights_under_any_key_and_prefix_are_found(state, save, key, prefix):
+    adam = {
+        "state": {0: {"exp_avg": torch.zeros(3), "step": torch.tensor(1.0)}},
+        "param_groups": [{"lr": 1e-3}],
+    }
+    content = {"epoch": 3, "optimizer": adam, key: prefixed(state, prefix), "args": {"lr": 1e-3}}
+    model, info = cpl.load_checkpoint(save(content))
+    assert equal(model, state)
+    assert (info["key"], info["architecture"], info["format"]) == (key, "cplir-tiny", "plain")
+
+
+def test_nested_keys_are_found(state, save):
+    model, info = cpl.load_checkpoint(
+        save({"ema": {"decay": 0.999, "module": state}, "model": {"name": "x"}})
+    )
+    assert equal(model, state)
+    assert info["key"] == "ema.module"
+
+
+def test_an_average_comes_before_the_raw_weights(state, save):
+    average = {name: value + 1 for name, value in state.items()}
+    for content in (
+        {"model": state, "model_ema": average},
+        {"state_dict": state, "state_dict_ema": average},
+        {"model": state, "ema": {"model": average}},
+        {
+            "ema": {
+                **prefixed(state, "online_model."),
+                **prefixed(average, "ema_model."),
+                "step": torch.ones(()),
+            }
+        },
+        {"model": {**prefixed(state, "net."), **prefixed(average, "net_ema.")}},
+    ):
+        model, _ = cpl.load_checkpoint(save(content))
+        assert equal(model, average)
+
+
+def test_several_sets_of_weights_are_refused_by_name(state, save):
+    message = refusal(save({"first": state, "second": state}))
+    assert "must hold one set of weights, got 2: 'first', 'second'. Save the restorer's alone" in message
+    message = refusal(save({"model": {**prefixed(state, "a."), **prefixed(state, "b.")}}))
+    assert "must hold one network, got 2, under 'a.', 'b.'. Save" in message
+
+
+def test_a_judge_beside_the_network_is_left_out(state, save):
+    judge = {
+        "loss.vit.patch_embed.proj.weight": torch.zeros(4, 3, 16, 16),
+        "loss.vit.head.weight": torch.zeros(2),
+    }
+    model, _ = cpl.load_checkpoint(
+        save({"state_dict": prefixed(state, "net.") | judge}), architecture="cplir"
+    )
+    assert equal(model, state)
+
+
+def test_safetensors_with_prefixes_are_read(state, tmp_path):
+    import safetensors.torch
+
+    safetensors.torch.save_file(prefixed(state, "model.net."), tmp_path / "a.safetensors")
+    assert equal(cpl.load_checkpoint(tmp_path / "a.safetensors")[0], state)

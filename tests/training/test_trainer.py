@@ -12,9 +12,11 @@ import pytest
 import torch
 from rich.console import Console
 
+import cpl
 from cpl.errors import CplError
 from cpl.models import load_checkpoint
 from cpl.training import Trainer, load_preset, stored_config, trainer
+from cpl.training.build import initialise
 from cpl.training.checkpoints import read_state
 from cpl.training.progress import read_metrics
 from cpl.training.trainer import RunResult
@@ -268,6 +270,18 @@ def test_fine_tuning_takes_what_fits_and_names_the_rest(tmp_path: Path) -> None:
     # One step of Adam moves a weight by at most about the learning rate.
     moved = newest(tmp_path / "second")["weights"]["patch_embed.proj.weight"]
     assert (moved - same).abs().max() < 2e-3
+
+
+def test_fine_tuning_takes_a_lightning_file_that_two_architectures_fit(tmp_path: Path) -> None:
+    """Their weights are the same; which of the two is trained stands in the configuration."""
+    torch.manual_seed(0)
+    network = cpl.create_model("cplir-tiny")
+    weights = {f"net.{name}": value + 1 for name, value in network.state_dict().items()}
+    torch.save({"state_dict": weights}, tmp_path / "last.ckpt")
+    lines = initialise(network, str(tmp_path / "last.ckpt"))
+    assert "of" in lines[0]
+    assert len(lines) == 1, lines
+    assert all(torch.equal(value, weights[f"net.{name}"]) for name, value in network.state_dict().items())
 
 
 def test_l1_alone_and_a_network_without_prompts(tmp_path: Path) -> None:

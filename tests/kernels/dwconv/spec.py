@@ -14,12 +14,12 @@ from tests.kernels.spec import CAST, Bad, Case, Inputs, OpSpec, randn, sums_of_m
 
 
 def naive(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Nine shifted products."""
-    height, width = x.shape[2:]
-    padded = F.pad(x, (1, 1, 1, 1))
+    """Shifted products, one for each tap."""
+    (height, width), size = x.shape[2:], weight.shape[-1]
+    padded = F.pad(x, [size // 2] * 4)
     y = torch.zeros_like(x)
-    for i in range(3):
-        for j in range(3):
+    for i in range(size):
+        for j in range(size):
             y = y + padded[:, :, i : i + height, j : j + width] * weight[:, 0, i, j, None, None]
     return y if bias is None else y + bias[:, None, None]
 
@@ -31,16 +31,18 @@ def terms(inputs: Inputs, gradients: Sequence[Tensor]) -> Mapping[str, Tensor]:
     return {**found, "gradient of weight": 4 * found["gradient of weight"]}
 
 
-def case(name: str, why: str, shape: Sequence[int], with_bias: bool = True, scale: float = 1) -> Case:
+def case(
+    name: str, why: str, shape: Sequence[int], with_bias: bool = True, scale: float = 1, kernel: int = 3
+) -> Case:
     def make(rng: torch.Generator) -> Inputs:
-        made = {"x": scale * randn(rng, *shape), "weight": randn(rng, shape[1], 1, 3, 3)}
+        made = {"x": scale * randn(rng, *shape), "weight": randn(rng, shape[1], 1, kernel, kernel)}
         return made | {"bias": randn(rng, shape[1])} if with_bias else made
 
     return Case(name, why, make, cpl_kernels.dwconv, naive, terms)
 
 
-def _random(shape: tuple[int, int, int, int], with_bias: bool) -> Case:
-    return case("random", "any shape and option", shape, with_bias)
+def _random(shape: tuple[int, int, int, int], with_bias: bool, kernel: int) -> Case:
+    return case("random", "any shape and option", shape, with_bias, kernel=kernel)
 
 
 X, W = torch.zeros(2, 4, 3, 3), torch.ones(4, 1, 3, 3)
@@ -60,16 +62,43 @@ SPEC = OpSpec(
         case("no images", "sums over nothing", (0, 2, 3, 3)),
         case("no pixels", "sums over nothing", (2, 2, 0, 3)),
         case("zeros", "nothing but the bias", (1, 2, 3, 3), scale=0.0),
+        case("5x5", "odd sizes", (2, 3, 9, 11), kernel=5),
+        case("7x7", "odd sizes", (2, 3, 9, 11), kernel=7),
+        case("7x7, no bias", "a power of two", (1, 8, 8, 16), False, kernel=7),
+        case("5x5, smaller map", "the kernel reaches over it on all sides", (2, 2, 3, 2), kernel=5),
+        case("7x7, smaller map", "the kernel reaches over it on all sides", (2, 2, 2, 3), kernel=7),
+        case("5x5, pixel", "only the centre of the filter counts", (3, 2, 1, 1), kernel=5),
+        case("7x7, pixel", "only the centre of the filter counts", (3, 2, 1, 1), kernel=7),
+        case("7x7, row", "no neighbours above and below", (2, 2, 1, 9), kernel=7),
+        case("5x5, column", "no neighbours left and right", (2, 2, 9, 1), kernel=5),
+        case("5x5, beyond", "more than a tile of columns on every backend", (1, 2, 3, 140), kernel=5),
+        case("7x7, strips", "more rows than a strip has on every backend", (1, 2, 37, 5), kernel=7),
+        case(
+            "7x7, bands", "wide rows, of which a band in the first cache has less", (1, 1, 33, 150), kernel=7
+        ),
+        case("5x5, no images", "sums over nothing", (0, 2, 3, 3), kernel=5),
+        case("7x7, no pixels", "sums over nothing", (2, 2, 0, 3), kernel=7),
+        *(
+            case(
+                f"width {width}", "narrower than a register, of every width", (1, 2, 5, width), kernel=kernel
+            )
+            for width, kernel in zip(range(1, 9), (3, 5, 7, 7, 5, 3, 7, 5), strict=True)
+        ),
     ),
     small=(
         case("small", "no two dimensions of equal size", (2, 4, 3, 5)),
         case("small, no bias", "one row", (2, 3, 1, 4), False),
+        case("small, 5x5", "smaller than the kernel", (2, 2, 3, 4), False, kernel=5),
+        case("small, 7x7", "smaller than the kernel in one direction", (2, 3, 8, 4), kernel=7),
     ),
-    large=case("large", "planes for each of three threads", (3, 4, 34, 36)),
+    large=case(
+        "large", "planes for each of three threads; test_dwconv.py has 3x3 and 7x7", (3, 4, 34, 36), kernel=5
+    ),
     random=st.builds(
         _random,
         st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(0, 40), st.integers(0, 150)),
         st.booleans(),
+        st.sampled_from((3, 5, 7)),
     ),
     differentiable=("x", "weight", "bias"),
     autocast={"x": CAST},
