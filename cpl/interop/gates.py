@@ -119,6 +119,7 @@ BLOCK = Layout(
     lambda m: (m.conv1.in_channels,),
     _forward_block,
     dropouts=("dropout1", "dropout2"),
+    covers=lambda m: (m.conv2, m.sg),
 )
 SEQUENCE = Layout(
     "gated convolution",
@@ -127,5 +128,6 @@ SEQUENCE = Layout(
     _forward_sequence,
     options=_classes,
     compared=_pairs,
+    covers=lambda m: (part for pair in _pairs(m) for part in pair),
 )
 ALONE = Layout("gate", _why_not_alone, lambda m: (2,), _as_it_is)

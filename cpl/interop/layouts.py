@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cpl.interop import attention, gates, lean, norms, prompts
+from cpl.interop import attention, depthwise, gates, lean, norms, prompts, text
 from cpl.interop.structure import Layout
 
 _ALL = (
@@ -10,14 +10,14 @@ _ALL = (
     norms.PLAIN,
     attention.ATTENTION,
     attention.CROSS_ATTENTION,
+    text.TEXT,
     attention.FEED_FORWARD,
     gates.BLOCK,
     gates.SEQUENCE,
     gates.ALONE,
     prompts.PROMPT,
+    depthwise.DEPTHWISE,
 )
-HOLDS_GATES = (gates.BLOCK, gates.SEQUENCE)
-GATE = gates.ALONE
 BLOCK = lean.KIND
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
+from cpl.interop import report
 from cpl.interop.comparison import compare
-from cpl.interop.layouts import BLOCK, GATE, HOLDS_GATES, layouts
+from cpl.interop.layouts import BLOCK, layouts
 from cpl.interop.signature import key
 from cpl.interop.structure import Layout, Options, PatchedForward
 from cpl.nn.block import KEEP
 
 _MARK = "_cpl_patched"
+_ALREADY = "it is patched already"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Verdict:
     compared: str = ""
 
 
-Verdicts = dict[tuple[str, Hashable], Verdict]
+Verdicts = dict[tuple[Layout, Hashable], Verdict]
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,7 @@ class PatchReport:
         counts = Counter(kind for _, kind in self.patched)
         lines = [f"patched: {', '.join(f'{n} x {kind}' for kind, n in counts.items()) or 'nothing'}"]
         lines += self._lines_of_compared()
-        reasons: dict[tuple[str, str], list[str]] = {}
-        for name, kind, why in self.left:
-            reasons.setdefault((kind, why), []).append(name or "the model itself")
-        for (kind, why), names in reasons.items():
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            lines.append(f"left: {', '.join(names[:3])}{more} ({kind}): {why}")
-        return "\n".join(lines)
+        return "\n".join(lines + report.lines(self.left))
 
     def _lines_of_compared(self) -> list[str]:
         """One for each kind of block."""
@@ -73,7 +69,8 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
     Found by structure and attribute names, at any depth of any network, below DistributedDataParallel, before or after
     it: layer norms over channels (NAFNet's, ConvNeXt's, Restormer's); the attention, cross attention and feed-forward
     networks of Restormer and of what keeps its names (PromptIR, AdaIR, MoCE-IR); prompt blocks (PromptIR's, or of the k
-    best); NAFNet's gated block, and SimpleGate behind a depthwise convolution in nn.Sequential. A block is taken only
+    best); NAFNet's gated block, and SimpleGate behind a depthwise convolution in nn.Sequential; depthwise convolutions
+    of 3x3, 5x5 and 7x7 that none of these computes. A block is taken only
     where nothing but rounding tells its computation and ours apart: results and gradients of a copy, in float64, for
     images of many sizes and scales, with other parameters, in every mode; then in the other dtypes. What a norm adds to
     the variance is measured. :mod:`cpl.interop.comparison` lists it all; it takes a second for each kind of block.
@@ -83,9 +80,9 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
 
     Args:
         model: changed in place. Parameters on "meta" cannot be compared, and are left.
-        keep: what whole blocks in Restormer's layout (norm1, attn, norm2, ffn) keep for the backward pass: "all" that
-            their parts need, the matrix "products", or the "input" alone; :class:`cpl.nn.TransformerBlock` says how
-            much that is.
+        keep: what transformer blocks (residual halves, x + part(norm(x)), whatever their names) keep for the backward
+            pass: "all" that their parts need, the matrix "products", or the "input" alone;
+            :class:`cpl.nn.TransformerBlock` says how much that is.
 
     Returns:
         What was patched, and what was left and why; ``print`` it.
@@ -102,33 +99,45 @@ def patch(model: nn.Module, keep: str = "all") -> PatchReport:
     left: list[tuple[str, str, str]] = []
     compared: list[str] = []
     verdicts: Verdicts = {}
-    in_gated: set[int] = set()  # gates that their parent computes
+    kinds = layouts(keep)
+    covered: set[int] = set()  # parts that a block around them computes
     for name, module in list(model.named_modules()):
-        if type(module).__module__.startswith("cpl."):
-            continue  # it is ours
-        for layout in layouts(keep):
-            why = layout.why_not(module)
-            if why == "" or (layout is GATE and id(module) in in_gated):
-                continue
-            already = _MARK in vars(module)
+        if type(module).__module__.startswith("cpl."):  # it is ours
+            covered.update(id(part) for part in module.children() if isinstance(part, nn.Conv2d))
+            continue
+        if id(module) in covered:
+            continue
+        for kind, (why, text) in _outcomes(module, kinds, verdicts, covered).items():
             if why is None:
-                why, text = ("it is patched already", "") if already else _take(module, layout, verdicts)
-            if why is None:
-                patched.append((name, layout.kind))
+                patched.append((name, kind))
                 compared.append(text)
             else:
-                left.append((name, layout.kind, why))
-            if layout in HOLDS_GATES and _MARK in vars(module):
-                in_gated.update(map(id, module.children()))
+                left.append((name, kind, report.one_line(why)))
     if keep != "all" and not any(kind == BLOCK for _, kind, *_ in (*patched, *left)):
-        left.append(
-            (
-                "",
-                BLOCK,
-                f"there is none to keep its {keep} alone; torch.utils.checkpoint works for any module",
-            )
-        )
+        left.append(("", BLOCK, f'No transformer block was found, so keep="{keep}" has no effect.'))
     return PatchReport(tuple(patched), tuple(left), tuple(compared))
+
+
+def _outcomes(
+    module: nn.Module, kinds: Iterable[Layout], verdicts: Verdicts, covered: set[int]
+) -> dict[str, tuple[str | None, str]]:
+    """For each kind of block that it looks like: why it is left, or None and what was compared.
+
+    Two layouts of one kind give one outcome: the one that fits, else what keeps the first from fitting.
+    """
+    found: dict[str, tuple[str | None, str]] = {}
+    for layout in kinds:
+        why, text = layout.why_not(module), ""
+        if why == "" or found.get(layout.kind, ("", ""))[0] is None:
+            continue
+        if why is None:
+            why, text = (_ALREADY, "") if _MARK in vars(module) else _take(module, layout, verdicts)
+        if why is None or why == _ALREADY or layout.kind not in found:
+            found[layout.kind] = why, text
+        forward = vars(module).get("forward")
+        if isinstance(forward, PatchedForward) and forward.forward is layout.forward:
+            covered.update(map(id, layout.covers(module)))
+    return found
 
 
 def unpatch(model: nn.Module) -> int:
@@ -147,7 +156,7 @@ def unpatch(model: nn.Module) -> int:
 
 def _take(module: nn.Module, layout: Layout, verdicts: Verdicts) -> tuple[str | None, str]:
     """Exchange the module's forward, or say why not; also what was compared."""
-    name = (layout.kind, key(module))
+    name = (layout, key(module))
     if name not in verdicts:
         verdicts[name] = verdict = _judge(module, layout, None)
     else:

@@ -1,18 +1,33 @@
 """Prompt blocks: a mixture of learned prompts, chosen by the features, resized to them.
 
-Sources of the layouts: PromptIR, arXiv 2306.13090, equation 3 (all N prompts); CPL, arXiv 2504.09973 (the k best).
+Sources of the layouts: PromptIR, arXiv 2306.13090, equation 3 (all N prompts); CPL, arXiv 2504.09973 (the k best, k in
+``num_expert``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from cpl.interop.strangers import stranger
 from cpl.interop.structure import Block, Layout, Options, why_no_conv
 from cpl_kernels import sparse_prompt
 
-_NAMES_OF_K = ("top_k", "topk", "k")
+# The usual names; any other number of the module that decides how many is found too.
+_NAMES_OF_K = (
+    "top_k",
+    "topk",
+    "k",
+    "num_expert",
+    "num_experts",
+    "num_selected",
+    "num_active",
+    "n_expert",
+    "n_experts",
+)
 
 
 def _why_not(module: Block) -> str | None:
@@ -30,12 +45,32 @@ def _why_not(module: Block) -> str | None:
 def _choices(module: Block) -> Iterable[Options]:
     """The k best where an attribute says how many, their weights as they are or made to sum to 1; else all."""
     count = module.prompt_param.shape[1]
-    for name in _NAMES_OF_K:
-        k = getattr(module, name, None)
-        if isinstance(k, int) and 1 <= k <= count:
+    others = [name for name in vars(module) if name not in _NAMES_OF_K and _decides(module, name)]
+    for name in (*_NAMES_OF_K, *others):
+        if _is_number(getattr(module, name, None), count):
             yield {"k": name, "normalize": "none"}
             yield {"k": name, "normalize": "topk"}
     yield {"k": None, "normalize": "none"}
+
+
+def _is_number(k: Any, most: int) -> bool:
+    return isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= most
+
+
+def _decides(module: Block, name: str) -> bool:
+    """Whether the block computes something else where this number is another: no chance neighbour of k does."""
+    k, pool = getattr(module, name), module.prompt_param
+    if name.startswith("_") or not _is_number(k, pool.shape[1] - 1) or pool.device.type == "meta":
+        return False
+    probe = stranger(module, pool.dtype).eval()
+    x = torch.linspace(-1, 1, module.linear_layer.in_features).view(1, -1, 1, 1).expand(2, -1, 4, 4).to(pool)
+    try:
+        with torch.no_grad():
+            before = probe(x)
+            setattr(probe, name, k + 1)
+            return not torch.equal(before, probe(x))
+    except Exception:  # another kind of number, for which k + 1 makes no sense
+        return False
 
 
 def _forward(module: Block, x: Tensor, k: str | None, normalize: str) -> Tensor:

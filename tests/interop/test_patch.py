@@ -94,7 +94,8 @@ def test_what_computes_something_else_is_left() -> None:
     report = cpl.patch(
         nn.ModuleDict({"odd": layouts.SquaredAttention(8, 2), "naf": layouts.SwappedNAFBlock(8)})
     )
-    assert all(kind == "layer norm" for _, kind in report.patched)  # NAFNet's norms inside
+    # NAFNet's norms inside, and what no block around it computes.
+    assert {kind for _, kind in report.patched} == {"layer norm", "depthwise convolution"}
     assert [(name, kind) for name, kind, _ in report.left] == [
         ("odd", "channel attention"),
         ("naf", "gated block"),

@@ -163,31 +163,14 @@ class WithDropPath(layouts.TransformerBlock):
         return x + self.drop_path(self.ffn(self.norm2(x)))
 
 
-class Convolution(layouts.TransformerBlock):
-    def __init__(self) -> None:
-        super().__init__(8, 2)
-        self.attn = nn.Conv2d(8, 8, 1)  # type: ignore[assignment]
-
-
 @pytest.mark.parametrize(
     ("made", "why"),
-    [
-        (PostNorm(8, 2), "computes something else"),
-        (WithDropPath(), "drop_path drops values in training"),
-        (layouts.TransformerBlock(8, 2, bias=True), "attn.qkv, attn.qkv_dwconv, "),
-        (Convolution(), "attn is no channel attention"),
-    ],
+    [(PostNorm(8, 2), "something else"), (WithDropPath(), "drop_path drops values in training")],
 )
 def test_other_blocks_are_left_and_their_parts_taken(made: nn.Module, why: str) -> None:
     report = cpl.patch(made, "input")
     assert "gated feed-forward" in kinds(report)
     assert [(kind, why in said) for _, kind, said in report.left] == [("transformer block", True)]
-
-
-def test_a_model_without_such_blocks_is_told() -> None:
-    assert "left: the model itself (transformer block): there is none" in str(
-        cpl.patch(layouts.NAFBlock(8), "input")
-    )
 
 
 def test_keep_must_be_known() -> None:
