@@ -37,13 +37,15 @@ def _forward(
 ) -> Tensor | None:
     if isinstance(module, halves.OfImages):
         module, others = module.block, tuple(y.mean((2, 3)) for y in others)
-    if not torch.is_grad_enabled() or rewritten() or not _is_free(module, steps):
+    if not torch.is_grad_enabled() or not _is_free(module, steps):
         return None
     compiling = torch.compiler.is_compiling()
     if compiling and keep == "products":  # a compiler chooses itself what of its own code to compute again
         return None
     if compiling:
         return checkpoint(partial(halves.chain, module, steps), x, *others, use_reentrant=False)
+    if rewritten():
+        return None
     found = [_norm(module, half, at, x.dtype, of_norms) for at, half in enumerate(steps)]
     if _is_whole(module, steps, found):
         first, second = steps
