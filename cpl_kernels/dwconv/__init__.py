@@ -66,7 +66,7 @@ def dwconv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
 
 def _kernel_size(weight: Tensor) -> int:
     checks.rank("weight", weight, "[C, 1, k, k]")
-    height, width = weight.shape[2:]
+    height, width = checks.sizes(weight)[2:]
     if height != width or height not in KERNEL_SIZES:
         raise ValueError(
             f"weight must be [C, 1, k, k] with k one of 3, 5, 7, got shape {tuple(weight.shape)}. "
