@@ -38,7 +38,7 @@ from benchmarks.networks.runs import Choices, Inputs, exact, forward, inputs, sh
 
 THREADS = 2
 SMALL = 1e-5
-WARMUP, LEAST_ROUNDS, MOST_ROUNDS = 1, 3, 15
+LEAST_ROUNDS, MOST_ROUNDS = 3, 15
 
 
 def errors(
@@ -91,9 +91,10 @@ def saved_bytes(model: nn.Module, given: Inputs) -> int:
 
 
 def turns(one: Callable[[], Any], other: Callable[[], Any], seconds: float, most: int) -> dict[str, Any]:
-    """Both by turns, each first in every second round; the ratio of a round is ``one`` over ``other``."""
-    for call in (one, other) * WARMUP:
-        call()
+    """Both by turns, each first in every second round; the ratio of a round is ``one`` over ``other``.
+
+    Both must have run before.
+    """
     times: list[tuple[float, float]] = []
     begin = time.monotonic()
     while len(times) < min(LEAST_ROUNDS, most) or (len(times) < most and time.monotonic() - begin < seconds):

@@ -47,14 +47,14 @@ class SaysFloat32(TorchFunctionMode):
 @contextlib.contextmanager
 def in_float64(dtype_matters: bool) -> Iterator[None]:
     """What a network makes itself is fp64 too, and ``.float()`` does not round."""
-    own = Tensor.float
+    own, default = Tensor.float, torch.get_default_dtype()
     Tensor.float = Tensor.double  # type: ignore[assignment,method-assign]
     torch.set_default_dtype(torch.float64)
     try:
         with SaysFloat32() if dtype_matters else contextlib.nullcontext():
             yield
     finally:
-        torch.set_default_dtype(torch.float32)
+        torch.set_default_dtype(default)
         Tensor.float = own  # type: ignore[method-assign]
 
 
