@@ -41,7 +41,7 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"| {' | '.join(HEADS)} |",
         "|---" * len(HEADS) + "|",
-        *(f"| {' | '.join(map(_cell, _cells(row)))} |" for row in ran(result)),
+        *(f"| {' | '.join(map(_cell, _cells(row, result['timed_side'])))} |" for row in ran(result)),
         "",
         f"- Output, gradients: how far the patched network is from its own fp64 run, on an image of {result['side']}x"
         f"{result['side']}; in brackets, how far the published one is in fp32. Output: the largest difference over the "
@@ -49,7 +49,7 @@ def table(result: dict[str, Any]) -> str:
         "difference over the largest value, in the parameter where that is the most.",
         "- Saved: what autograd keeps for the backward pass, as published and patched. Step: forward and backward; the "
         "time as published over the time patched, the median of rounds by turns and their range. Both are of an image "
-        f"of {result['timed_side']}x{result['timed_side']} (or as said), batch 1.",
+        f"of {result['timed_side']}x{result['timed_side']} (or as said in brackets), batch 1.",
     ]
     notes = {row["note"]: row["name"] for row in ran(result) if row["note"]}
     lines += [f"- {name}: {_cell(note)}." for note, name in notes.items()]
@@ -71,18 +71,19 @@ def put_into(page: str, result: dict[str, Any]) -> str:
     return f"{before}{BEGIN}\n{table(result)}{END}{rest.split(END)[1]}"
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(row: dict[str, Any], timed_side: int) -> tuple[str, ...]:
     commit = row["commit"].split()[0]
     link = f"https://github.com/{row['repository']}/tree/{commit}"
     ours, own = row["errors"]["patched"], row["errors"]["published"]
-    saved = row["saved_bytes"]
+    saved, image = row["saved_bytes"], row["timed_image"]
+    other = "" if image.endswith(f"x{timed_side}x{timed_side}") else f" ({image})"
     return (
         f"{row['name']} ({row['configuration']})",
         f"[{row['repository']}]({link}) {row['commit'][:7]}",
         f"{row['parameters'] / 1e6:.1f} M",
         ", ".join(f"{count} x {kind}" for kind, count in row["taken"].items()) or "nothing",
         *(f"{ours[what]:.0e} ({own[what]:.0e})" for what in ERRORS),
-        f"{saved['published'] / 2**20:.0f} to {saved['patched'] / 2**20:.0f}",
+        f"{saved['published'] / 2**20:.0f} to {saved['patched'] / 2**20:.0f}{other}",
         _step(row.get("time")),
     )
 

@@ -286,6 +286,7 @@ def _row(name: str, **more: Any) -> dict[str, Any]:
         "left": [{"kind": "gate", "why": "it is a | b\nand c", "count": 4, "examples": ["", "x", "y"]}],
         "errors": {"published": errors, "patched": {**errors, "output": 1e-7}},
         "saved_bytes": {"published": 3 * 2**20, "patched": 2**20},
+        "timed_image": "1x3x128x128",
         **more,
     }
 
@@ -324,7 +325,7 @@ def test_the_page_has_a_row_a_network_and_the_reasons_of_what_was_left() -> None
         "date": "2026-01-01T00:00:00",
         "side": 64,
         "timed_side": 128,
-        "rows": [_row("A", time=time, note="it sorts"), _row("B", left=[])],
+        "rows": [_row("A", time=time, note="it sorts"), _row("B", left=[], timed_image="1x3x256x256")],
     }
     text = page.markdown(result)
     assert (
@@ -332,7 +333,7 @@ def test_the_page_has_a_row_a_network_and_the_reasons_of_what_was_left() -> None
         "3 x layer norm, 1 x gate | 1e-07 (1e-07) | 2e-06 (2e-06) | 3e-05 (3e-05) | 3 to 1 | "
         "1.50x (1.40 to 1.60), 3.00 s to 2.00 s |" in text.replace("(2e-07)", "(1e-07)")
     )
-    assert "not timed |" in text
+    assert "| 3 to 1 (1x3x256x256) | not timed |" in text
     assert "- A: it sorts." in text
     assert "  - the network itself, `x`, `y` and 1 more (gate): it is a \\| b and c" in text
     assert "- B: nothing that looked like a block of ours" in text
