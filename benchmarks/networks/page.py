@@ -35,7 +35,7 @@ def markdown(result: dict[str, Any]) -> str:
 def table(result: dict[str, Any]) -> str:
     """What was measured and how, a row a network, and what could not run."""
     lines = [
-        f"{result['processor']}, {result['threads']} threads, {result['machine_was']}; torch "
+        f"{result['processor']}, threads: {result['threads']}, {result['machine_was']}; torch "
         f"{result['versions']['torch']}, cpl_kernels {result['versions']['cpl_kernels']} at "
         f"{result['checkout'][:12]}, {result['date'][:10]}.",
         "",
@@ -51,8 +51,10 @@ def table(result: dict[str, Any]) -> str:
         "time as published over the time patched, the median of rounds by turns and their range. Both are of an image "
         f"of {result['timed_side']}x{result['timed_side']} (or as said in brackets), batch 1.",
     ]
-    notes = {row["note"]: row["name"] for row in ran(result) if row["note"]}
-    lines += [f"- {name}: {_cell(note)}." for note, name in notes.items()]
+    notes: dict[str, list[str]] = {}
+    for row in ran(result):
+        notes.setdefault(row["note"], []).append(row["name"])
+    lines += [f"- {', '.join(names)}: {_cell(note)}." for note, names in notes.items() if note]
     lines += [
         f"- {row['name']} was not run: {_cell(row['failed'])}." for row in result["rows"] if "failed" in row
     ]
@@ -82,7 +84,7 @@ def _cells(row: dict[str, Any], timed_side: int) -> tuple[str, ...]:
         f"[{row['repository']}]({link}) {row['commit'][:7]}",
         f"{row['parameters'] / 1e6:.1f} M",
         ", ".join(f"{count} x {kind}" for kind, count in row["taken"].items()) or "nothing",
-        *(f"{ours[what]:.0e} ({own[what]:.0e})" for what in ERRORS),
+        *(f"{ours[what]:.1e} ({own[what]:.1e})" for what in ERRORS),
         f"{saved['published'] / 2**20:.0f} to {saved['patched'] / 2**20:.0f}{other}",
         _step(row.get("time")),
     )
