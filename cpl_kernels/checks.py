@@ -38,11 +38,11 @@ def sizes(x: Tensor) -> torch.Size:
     state = torch._C._get_tracing_state()
     if state is None:
         return x.shape
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         return x.shape
     finally:
-        torch._C._set_tracing_state(state)
+        torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
 
 def traced_sizes(values: Iterable[object]) -> bool:
