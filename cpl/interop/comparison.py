@@ -70,7 +70,7 @@ _WAYS = (
     "called twice",
     "for one image as all",
 )
-_SCALES_OF_VALUES = (1e-6, 1e-3, 1.0, 1e2)
+_SCALES_OF_VALUES = (1e-6, 1e-3, 1.0, 1e2)  # two of them for each set of values
 _SCALES = (1e-6, 1e-3, 1e2, 1e5)
 # Small ones of any parity, batches of 1 to 8, and strips: windows of up to 256 show in them, for few pixels.
 _SIZES = ((1, 3, 5), (1, 8, 8), (3, 7, 7), (1, 16, 32), (8, 2, 3), (1, 1, 2), (1, 4, 264), (1, 264, 4))
@@ -98,7 +98,8 @@ def thorough(module: nn.Module, channels: tuple[int, ...]) -> Iterator[Trial]:
     yield from (Trial(scale=s, slopes=False, way=_WAYS[0]) for s in _SCALES)
     for values in range(1, SETS):
         yield from (
-            Trial((2, 4, 5), scale=s, values=values, training=bool(values % 2)) for s in _SCALES_OF_VALUES
+            Trial((2, 4, 5), scale=s, values=values, training=bool(values % 2))
+            for s in _SCALES_OF_VALUES[values % 2 :: 2]
         )
     for size in _large(module, channels):
         yield Trial(size, slopes=False, way="without gradients")

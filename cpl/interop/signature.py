@@ -76,6 +76,8 @@ def _of(value: Any, above: tuple[int, ...]) -> Hashable:
     above = (*above, id(value))
     if type(value) in (tuple, list):
         return type(value).__name__, tuple(_of(v, above) for v in value)
+    if type(value) in (set, frozenset):
+        return type(value).__name__, frozenset(_of(v, above) for v in value)
     if isinstance(value, dict):
         return type(value).__name__, tuple((_of(k, above), _of(v, above)) for k, v in value.items())
     return "object", id(value)

@@ -176,7 +176,9 @@ ATTENTION: dict[str, Callable[[], nn.Module]] = {
     "float32": lambda: when(layouts.Attention, lambda m, x: x.dtype == torch.float32)(8, 2),
     "autocast": lambda: when(layouts.Attention, lambda m, x: torch.is_autocast_enabled("cpu"))(8, 2),
     "large values": lambda: when(layouts.Attention, lambda m, x: _large(x))(8, 2),
-    "negative weights": lambda: when(layouts.Attention, lambda m, x: bool((m.qkv.weight < 0).all()))(8, 2),
+    "negative temperatures": lambda: when(layouts.Attention, lambda m, x: bool((m.temperature < 0).all()))(
+        8, 2
+    ),
     "clamped image": lambda: Attention(image=lambda x: x.clamp(-50, 50)),
     "image clamped as fp16 asks": lambda: Attention(image=lambda x: x.clamp(-65504, 65504)),
     **{

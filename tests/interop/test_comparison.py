@@ -160,6 +160,7 @@ class Table(nn.Module):
         (Table((1, [2, {"a": 3}])), Table((1, [2, {"a": 4}]))),
         (Table(torch.zeros(2)), Table(torch.ones(2))),
         (Table(abs), Table(len)),
+        (Table({1, 2}), Table({1, 3})),
         (Table(None, 1.0), Table(None, 2.0)),
         (Table(None).half(), Table(None)),
         (Table(object()), Table(object())),  # what cannot be looked into is like itself only
@@ -228,7 +229,7 @@ def test_eps_that_an_attribute_names_may_change_later() -> None:
 
 
 def test_eps_by_dtype_compiles_copies_and_pickles() -> None:
-    made = trained(look_alikes.LayerNormByDtype())
+    made = trained(look_alikes.LayerNormByDtype()).bfloat16().float()
     x = 1e-2 * layouts.image()
     narrow = x.bfloat16()
     right = made(x), made.bfloat16()(narrow)
