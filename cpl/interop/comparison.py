@@ -363,7 +363,7 @@ class _Comparison:
 def _call(trial: Trial, function: Callable[..., Any], owner: nn.Module, xs: list[Tensor]) -> list[Any]:
     """The output, and with ``trial.slopes`` the gradients of images and parameters, zeros where there is none."""
     way, parameters = trial.way, list(owner.parameters())
-    if way == "for one image as all":
+    if way == "for one image as all" and len({x.shape[1] for x in xs}) == 1:  # of as many channels
         xs = xs[:1] * len(xs)
     if way == "channels last":
         xs = [x.contiguous(memory_format=torch.channels_last) for x in xs]

@@ -123,16 +123,17 @@ def _outcomes(
 ) -> dict[str, tuple[str | None, str]]:
     """For each kind of block that it looks like: why it is left, or None and what was compared.
 
-    Two layouts of one kind give one outcome: the one that fits, else what keeps the first from fitting.
+    Two layouts of one kind give one outcome: that of the one whose parts the module has, else of the first.
     """
     found: dict[str, tuple[str | None, str]] = {}
     for layout in kinds:
         why, text = layout.why_not(module), ""
         if why == "" or found.get(layout.kind, ("", ""))[0] is None:
             continue
-        if why is None:
+        fits = why is None
+        if fits:
             why, text = (_ALREADY, "") if _MARK in vars(module) else _take(module, layout, verdicts)
-        if why is None or why == _ALREADY or layout.kind not in found:
+        if fits or layout.kind not in found:
             found[layout.kind] = why, text
         forward = vars(module).get("forward")
         if isinstance(forward, PatchedForward) and forward.forward is layout.forward:
