@@ -31,10 +31,9 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 def crop(x: Tensor, height: int, width: int) -> Tensor:
     """The part [..., height, width] of [..., H, W] that :func:`pad_to_multiple` padded."""
     for dim, n in ((-2, height), (-1, width)):
-        if _is_exported(n):  # a slice asks whether it fits, which nobody knows of padded sizes then
-            x = x.index_select(dim, torch.arange(n, device=x.device))
-        else:
-            x = x.narrow(dim, 0, n)
+        # A slice asks whether it fits, which nobody knows of padded sizes in an export.
+        rows = torch.arange(n, device=x.device) if _is_exported(n) else None
+        x = x.narrow(dim, 0, n) if rows is None else x.index_select(dim, rows)
     return x
 
 
