@@ -18,6 +18,9 @@ class NonFiniteError(ValueError):
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+_tracing_state = torch._C._get_tracing_state  # found once: it is asked several times in every call
+
+
 def tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
@@ -35,7 +38,7 @@ def sizes(x: Tensor) -> torch.Size:
     Under torch.jit.trace the entries of ``x.shape`` are tensors, which the trace records. These are plain numbers,
     which it does not see: a check of them leaves nothing behind, and no warning.
     """
-    state = torch._C._get_tracing_state()
+    state = _tracing_state()
     if state is None:
         return x.shape
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
@@ -47,7 +50,7 @@ def sizes(x: Tensor) -> torch.Size:
 
 def traced_sizes(values: Iterable[object]) -> bool:
     """Whether these are sizes as torch.jit.trace records them: tensors of one integer, where others are ints."""
-    return torch._C._get_tracing_state() is not None and all(
+    return _tracing_state() is not None and all(
         isinstance(n, int) or (isinstance(n, Tensor) and n.dim() == 0 and n.dtype == torch.int64)
         for n in values
     )
@@ -61,8 +64,8 @@ def rank(name: str, value: Tensor, layout: str) -> None:
 
 
 def shape(name: str, value: Tensor, wanted: tuple[int, ...], meaning: str) -> None:
-    if tuple(sizes(value)) != wanted:
-        raise ValueError(f"{name} must be {meaning} = {wanted}, got {tuple(sizes(value))}")
+    if sizes(value) != wanted:  # torch.Size is a tuple
+        raise ValueError(f"{name} must be {meaning} = {tuple(wanted)}, got {tuple(sizes(value))}")
 
 
 def same_device(**tensors: Tensor | None) -> None:

@@ -63,9 +63,10 @@ def transformed(args: tuple[Any, ...]) -> bool:
 def rewritten() -> bool:
     """Whether torch.func or torch.jit.trace look at each call: a function of several calls must make them plainly.
 
-    An autograd function of other ops, or a loop over parts of an image, is for neither.
+    An autograd function of other ops, or a loop over parts of an image, is for neither. torch.compile is no such case:
+    it sees through both.
     """
-    return (
+    return not torch.compiler.is_compiling() and (
         torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None
     )
 

@@ -85,7 +85,7 @@ def aggregate_prompts(
     checks.tensor("indices", indices)
     if indices.dtype != torch.int64:
         raise TypeError(f"indices must be int64, got {indices.dtype}; use indices.long()")
-    checks.shape("indices", indices, tuple(checks.sizes(weights)), "the shape [B, k] of weights")
+    checks.shape("indices", indices, checks.sizes(weights), "the shape [B, k] of weights")
     checks.floating("prompts", prompts)
     checks.rank("prompts", prompts, "[N, C, S, S]")
     if 0 in checks.sizes(prompts):
@@ -93,10 +93,8 @@ def aggregate_prompts(
     checks.same_device(weights=weights, indices=indices, prompts=prompts)
     height, width = _size(size, prompts)
     request = backends.requested("aggregate_prompts", backend)
-    if isinstance(height, Tensor) or isinstance(width, Tensor):
-        y = _op.aggregate_prompts_traced(weights, indices, prompts, height, width, request)
-    else:
-        y = _op.aggregate_prompts(weights, indices, prompts, height, width, request)
+    run = _op.aggregate_prompts_traced if checks.traced_sizes((height, width)) else _op.aggregate_prompts
+    y = run(weights, indices, prompts, height, width, request)
     if not return_used:
         return y
     every = torch.arange(prompts.shape[0], device=indices.device)
