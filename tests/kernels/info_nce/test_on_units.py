@@ -84,7 +84,7 @@ MANY: dict[str, dict[str, Any]] = {
 
 
 def but_for_the_smallest(given: Case) -> Case:
-    """Of numbers below 1e-30 some pieces are beyond bf16's range, as info_nce says: from the second on, 2^-8 of them."""
+    """Numbers below 1e-30 have pieces beyond the range of bf16, as info_nce says: from the second on, 2^-8 of them."""
     assert callable(given.terms)
     floor, terms = 2**-8 * 1e-30 / (harness.TERM_ULPS * torch.finfo(torch.float32).eps), given.terms
     return replace(given, terms=lambda *of: {name: value + floor for name, value in terms(*of).items()})
