@@ -76,7 +76,11 @@ class CudaTiles:
         return sums.finish(count, self._temperature, dtype)
 
     reduce = staticmethod(tiled.reduce)
-    side = staticmethod(tiled.side)
+
+    def side(
+        self, sums: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype
+    ) -> Side:
+        return tiled.side(self.scale, sums, dloss, count, reduction, dtype)
 
     def gradient(
         self,

@@ -143,6 +143,7 @@ class NativeTiles:
             count.data_ptr(),
             len(count),
             reduction == "mean",
+            self.scale,
             weight.data_ptr(),
             wanted.data_ptr(),
             DTYPE_CODES[dtype],

@@ -310,10 +310,8 @@ def _both_directions(
     # A row's gradients add up to 0 only together with the queue's. Those are summed beside the row's largest product,
     # and the keys' beside the column's: what either lacks of 0, times the difference of the two.
     tiles.dscale[: len(behind)].sub_(row_share * (1 - fewer) * behind * tiles.scale)
-    weight, wanted = (
-        (row_share * fewer + column_share) / total,
-        (row_share + column_share) / row_positives.clamp(min=1),
-    )
+    weight = (row_share * fewer + column_share) / total * tiles.scale
+    wanted = (row_share + column_share) / row_positives.clamp(min=1) * tiles.scale
     dtype = column_sums.dtype
     return Side(column_sums[0], weight.to(dtype), wanted.to(dtype))
 
@@ -386,9 +384,16 @@ def _positives(
     return Positives.of(len(query), keys, targets, query_labels, key_labels, ignore_index, query.device)
 
 
-def side(sums: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype) -> Side:
+def side(
+    scale: float | Tensor,
+    sums: Tensor | None,
+    dloss: Tensor,
+    count: Tensor,
+    reduction: str,
+    dtype: torch.dtype,
+) -> Side:
     """As Tiles.side."""
-    share = _share(dloss, count, reduction)
+    share = _share(dloss, count, reduction) * scale
     wanted = share / count.clamp(min=1)
     if sums is None:
         return Side(None, share.to(dtype), wanted.to(dtype))

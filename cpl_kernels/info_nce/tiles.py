@@ -80,14 +80,14 @@ class Sums:
 
 @dataclass(frozen=True)
 class Side:
-    """What the gradient needs of the rows, or of the columns: of product x in row i, times 1 / temperature,
+    """What the gradient needs of the rows, or of the columns: by the product x in row i it is
 
         weight_i * exp((x - largest_i) / temperature) - (wanted_i if the pair is positive)
 
     Attributes:
         largest, weight, wanted: [n] in the dtype of accumulation. ``weight`` is the row's share in the result by the
-            sum of its exponentials, 0 where the row does not count. Where the tile's rows are whole, ``largest`` is
-            None and ``weight`` the share alone: the tile has the rest.
+            temperature and by the sum of its exponentials, 0 where the row does not count. Where the tile's rows are
+            whole, ``largest`` is None and ``weight`` is not by that sum: the tile has both.
     """
 
     largest: Tensor | None

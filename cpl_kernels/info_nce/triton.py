@@ -186,8 +186,7 @@ def gradient_kernel(
             other -= tl.where(theirs, tl.load(column_wanted + column, column < column_end, 0.0)[None, :], 0.0)
         lacks += other * below
         g += other
-    g = tl.where(inside, g * scale, 0.0)
-    lacks = tl.where(inside, lacks * scale, 0.0)
+    g, lacks = tl.where(inside, g, 0.0), tl.where(inside, lacks, 0.0)
     tl.store(of_scale + part * rows + (row - first_row), tl.sum(lacks, 1), row < row_end)
     at = gradient + (row - first_row)[:, None] * columns + (column - first_column)[None, :]
     tl.store(at, g.to(gradient.dtype.element_ty), (row < row_end)[:, None] & (column < column_end)[None, :])
@@ -287,7 +286,11 @@ class TritonTiles:
         return sums.finish(count, self._temperature, dtype)
 
     reduce = staticmethod(tiled.reduce)
-    side = staticmethod(tiled.side)
+
+    def side(
+        self, sums: Tensor | None, dloss: Tensor, count: Tensor, reduction: str, dtype: torch.dtype
+    ) -> Side:
+        return tiled.side(self.scale, sums, dloss, count, reduction, dtype)
 
     def gradient(
         self,

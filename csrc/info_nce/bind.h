@@ -96,10 +96,10 @@ inline double info_nce_reduce(Address losses, Address count, int64_t n, bool mea
 }
 
 inline void info_nce_side(Address kept, Address dloss, int64_t stride, Address count, int64_t n, bool mean,
-                          Address weight, Address wanted, int dtype) {
+                          double scale, Address weight, Address wanted, int dtype) {
   CPL_CALL_ISA(info_nce_side(pointer(kept), static_cast<const double*>(pointer(dloss)), stride,
-                             static_cast<const int64_t*>(pointer(count)), n, mean, pointer(weight), pointer(wanted),
-                             static_cast<DType>(dtype)));
+                             static_cast<const int64_t*>(pointer(count)), n, mean, scale, pointer(weight),
+                             pointer(wanted), static_cast<DType>(dtype)));
 }
 
 #if defined(CPL_WITH_AMX)

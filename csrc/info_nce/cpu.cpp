@@ -21,7 +21,11 @@ constexpr int64_t kFlush = 1024;
 constexpr int64_t kStrip = 128;      // columns that a work item takes: their sums stay in the L1 cache
 constexpr int64_t kChunk = 1 << 16;  // products of a chunk of rows, looked at twice: in fp32 256 KiB of the L2 cache
 constexpr int64_t kMostRows = 256;   // of a chunk: its columns are summed in fp32
-constexpr int64_t kSquare = 32;      // rows and columns that are transposed at a time
+// Between arrays of as many columns: where the same element of several lies a multiple of 4 KiB apart, as of 1024
+// columns, reading one waits for the writing of another. With a quarter of that, four arrays and the row are out of
+// each other's way.
+constexpr size_t kApart = 1024;
+constexpr int64_t kSquare = 32;  // rows and columns that are transposed at a time
 
 // A row of a tile, without the element that is left out.
 template <typename A>
@@ -36,7 +40,8 @@ struct Row {
     const int64_t own = place - tile.first_column;
     if (tile.without_diagonal && own >= 0 && own < columns) skipped = own;
   }
-  // f(first, end) for pieces of at most kFlush elements.
+  // f(first, end) for pieces of at most kFlush elements. Where it is not inlined, the compiler takes a loop for a
+  // vector one only if f has copies of what it captured.
   template <typename F>
   void pieces(const F& f) const {
     const auto part = [&](int64_t first, int64_t end) {
@@ -67,33 +72,36 @@ A largest(const Row<A>& row) {
   return best;
 }
 
-// A row's positives: the sum of their products, and how many they are. The sum is in fp64, which holds what fp32
-// products have in common beside what they differ by.
+// The positives of a row: how many, and the sum of what their products lack of `max`. Summed as they are, products
+// would be rounded to the last place of what they have in common.
 struct Wanted {
-  double sum = 0;
-  int64_t count = 0;
+  double count = 0;
+  double lack = 0;
+
+  double products(double max) const { return count * max - lack; }  // their sum; fp64 holds it
 };
 
 template <typename A>
-Wanted positive_products(const Row<A>& row, const ProductTile& tile, const Positives& positives) {
+Wanted positives_of_row(const Row<A>& row, A max, const ProductTile& tile, const Positives& positives) {
   Wanted found;
   if (positives.row_targets != nullptr) {
     const A* const target = row.at(positives.row_targets[row.place], tile);
-    if (target != nullptr) found = {static_cast<double>(*target), 1};
+    if (target != nullptr) found = {1, static_cast<double>(max) - static_cast<double>(*target)};
   } else if (positives.row_labels != nullptr) {
     const int32_t own = positives.row_labels[row.place];
-    const int32_t* __restrict labels = positives.column_labels + tile.first_column;
     row.pieces([&](int64_t first, int64_t end) {
       const A* __restrict x = row.x;
-      double s = 0;
-      int32_t n = 0;
-#pragma omp simd reduction(+ : s, n)
+      const int32_t* __restrict labels = positives.column_labels + tile.first_column;
+      const int32_t wanted = own;
+      const A top = max;
+      A lack = 0, count = 0;
+#pragma omp simd reduction(+ : lack, count)
       for (int64_t j = first; j < end; ++j) {
-        s += static_cast<double>(labels[j] == own ? x[j] : A(0));
-        n += labels[j] == own;
+        lack += labels[j] == wanted ? top - x[j] : A(0);
+        count += labels[j] == wanted ? A(1) : A(0);
       }
-      found.sum += s;
-      found.count += n;
+      found.lack += static_cast<double>(lack);
+      found.count += static_cast<double>(count);
     });
   }
   return found;
@@ -140,14 +148,15 @@ void rows(const ProductTile& tile, const Sums& sums, const Positives& positives,
   parallel_for(tile.rows, threads, 0, [&](int64_t i, char*) {
     const Row<A> row(tile, i);
     if (row.columns == (row.skipped >= 0)) return;  // nothing to compare with
-    sums.positive[row.place] += positive_products(row, tile, positives).sum;
     const A max = largest(row);
+    sums.positive[row.place] += positives_of_row(row, max, tile, positives).products(static_cast<double>(max));
     double sum = 0;
     row.pieces([&](int64_t first, int64_t end) {
       const A* __restrict x = row.x;
+      const A top = max, unit = scale;
       A s = 0;
 #pragma omp simd reduction(+ : s)
-      for (int64_t j = first; j < end; ++j) s += exp_below_one((x[j] - max) * scale);
+      for (int64_t j = first; j < end; ++j) s += exp_below_one((x[j] - top) * unit);
       sum += static_cast<double>(s);
     });
     merge(sums, row.place, static_cast<double>(max), sum, tile.scale);
@@ -170,58 +179,76 @@ int32_t row_tag(const ProductTile& tile, const Positives& positives, int64_t i) 
   return kTags == Tags::kLabels ? positives.row_labels[place] : static_cast<int32_t>(place);
 }
 
-// Of a chunk of a tile's rows, what Sums are of the tile: of each column. Positives are summed in fp64, see Wanted.
+// Of a chunk of a tile's rows, what Sums are of the tile: of each column. With labels positives are summed as Wanted
+// has them; else a column has one at most, and that is its product.
 template <typename A>
 struct ColumnParts {
   A* max;
   A* sum;
-  double* positive;
+  A* positive;
+  A* count;  // with labels; else 0
 };
 
-// The first look at a row: its largest product, those of the columns, and the positives of both.
+// The first look at a row: its largest product, and those of the columns.
 template <Tags kTags, typename A>
-A look(const Row<A>& row, const ProductTile& tile, const Positives& positives, int64_t i, const ColumnParts<A>& parts,
-       double* positive) {
-  const int32_t own = row_tag<kTags>(tile, positives, i);
-  const int32_t* __restrict tags = column_tags<kTags>(tile, positives);
+A look(const Row<A>& row, const ProductTile& tile, const Positives& positives, int64_t i, const ColumnParts<A>& parts) {
   A best = std::numeric_limits<A>::lowest();
   row.pieces([&](int64_t first, int64_t end) {
     const A* __restrict x = row.x;
     A* __restrict maxima = parts.max;
-    double* __restrict wanted = parts.positive;
+    A* __restrict wanted = parts.positive;
+    const int32_t own = row_tag<kTags>(tile, positives, i);
+    const int32_t* __restrict tags = column_tags<kTags>(tile, positives);
     A m = best;
-    double s = 0;
-#pragma omp simd reduction(max : m) reduction(+ : s)
+#pragma omp simd reduction(max : m)
     for (int64_t j = first; j < end; ++j) {
       m = x[j] > m ? x[j] : m;
       maxima[j] = x[j] > maxima[j] ? x[j] : maxima[j];
-      if constexpr (kTags != Tags::kNone) {
-        const double common = static_cast<double>(tags[j] == own ? x[j] : A(0));
-        wanted[j] += common;
-        if constexpr (kTags == Tags::kLabels) s += common;
-      }
+      if constexpr (kTags == Tags::kColumnTargets) wanted[j] += tags[j] == own ? x[j] : A(0);
     }
     best = m;
-    *positive += s;
   });
   return best;
 }
 
-// The second: the row's sum, and what the row adds to those of the columns.
-template <typename A>
-double add_exps(const Row<A>& row, A max, A scale, const ColumnParts<A>& parts) {
+// The second: the row's sum and, with labels, its positives; and what the row adds to those of the columns.
+template <bool kLabels, typename A>
+double add_exps(const Row<A>& row, A max, const ProductTile& tile, const Positives& positives,
+                const ColumnParts<A>& parts, Wanted* found) {
   double sum = 0;
   row.pieces([&](int64_t first, int64_t end) {
     const A* __restrict x = row.x;
     const A* __restrict maxima = parts.max;
     A* __restrict sums = parts.sum;
-    A s = 0;
+    A* __restrict wanted = parts.positive;
+    A* __restrict counts = parts.count;
+    const int32_t own = kLabels ? positives.row_labels[row.place] : 0;
+    const int32_t* __restrict labels = kLabels ? positives.column_labels + tile.first_column : nullptr;
+    const A top = max, unit = static_cast<A>(tile.scale);
+    A s = 0, lack = 0, count = 0;
+    if constexpr (kLabels) {
+#pragma omp simd reduction(+ : s, lack, count)
+      for (int64_t j = first; j < end; ++j) {
+        const A of_row = top - x[j], of_column = maxima[j] - x[j];
+        s += exp_below_one(of_row * -unit);
+        sums[j] += exp_below_one(of_column * -unit);
+        // Not less what x has more: GCC 12 takes `lack -= condition ? a : 0` for a conditional change of lack, and then
+        // writes beside the vector that it keeps lack in.
+        lack += labels[j] == own ? of_row : A(0);
+        wanted[j] += labels[j] == own ? of_column : A(0);
+        count += labels[j] == own ? A(1) : A(0);
+        counts[j] += labels[j] == own ? A(1) : A(0);
+      }
+    } else {
 #pragma omp simd reduction(+ : s)
-    for (int64_t j = first; j < end; ++j) {
-      s += exp_below_one((x[j] - max) * scale);
-      sums[j] += exp_below_one((x[j] - maxima[j]) * scale);
+      for (int64_t j = first; j < end; ++j) {
+        s += exp_below_one((x[j] - top) * unit);
+        sums[j] += exp_below_one((x[j] - maxima[j]) * unit);
+      }
     }
     sum += static_cast<double>(s);
+    found->lack += static_cast<double>(lack);
+    found->count += static_cast<double>(count);
   });
   return sum;
 }
@@ -230,26 +257,25 @@ template <Tags kTags, typename A>
 void add_chunk(const ProductTile& tile, const Sums& row_sums, const Positives& positives, int64_t first, int64_t end,
                A* row_max, const ColumnParts<A>& parts) {
   std::fill_n(parts.max, tile.columns, std::numeric_limits<A>::lowest());
-  std::fill_n(parts.sum, tile.columns, A(0));
-  std::fill_n(parts.positive, tile.columns, 0.0);
+  for (A* part : {parts.sum, parts.positive, parts.count}) std::fill_n(part, tile.columns, A(0));
   for (int64_t i = first; i < end; ++i) {
-    const Row<A> row(tile, i);
-    double positive = 0;
-    row_max[i - first] = look<kTags>(row, tile, positives, i, parts, &positive);
-    const A* const target = positives.row_targets == nullptr ? nullptr : row.at(positives.row_targets[row.place], tile);
-    row_sums.positive[row.place] += target == nullptr ? positive : static_cast<double>(*target);
+    row_max[i - first] = look<kTags>(Row<A>(tile, i), tile, positives, i, parts);
   }
   for (int64_t i = first; i < end; ++i) {
     const Row<A> row(tile, i);
-    const double sum = add_exps(row, row_max[i - first], static_cast<A>(tile.scale), parts);
-    merge(row_sums, row.place, static_cast<double>(row_max[i - first]), sum, tile.scale);
+    const A max = row_max[i - first];
+    Wanted found;
+    const double sum = add_exps<kTags == Tags::kLabels>(row, max, tile, positives, parts, &found);
+    if constexpr (kTags != Tags::kLabels) found = positives_of_row(row, max, tile, positives);
+    row_sums.positive[row.place] += found.products(static_cast<double>(max));
+    merge(row_sums, row.place, static_cast<double>(max), sum, tile.scale);
   }
 }
 
 // All chunks' parts, in their order.
 template <typename A>
-void merge_columns(const ProductTile& tile, const Sums& sums, const ColumnParts<A>* parts, int64_t chunks,
-                   int threads) {
+void merge_columns(const ProductTile& tile, const Sums& sums, const Positives& positives, const ColumnParts<A>* parts,
+                   int64_t chunks, int threads) {
   parallel_for((tile.columns + kStrip - 1) / kStrip, threads, 0, [&](int64_t strip, char*) {
     const int64_t first = strip * kStrip, count = std::min(kStrip, tile.columns - first);
     double max[kStrip], sum[kStrip] = {}, positive[kStrip] = {};
@@ -261,11 +287,14 @@ void merge_columns(const ProductTile& tile, const Sums& sums, const ColumnParts<
     for (int64_t c = 0; c < chunks; ++c) {
       const A* __restrict largest = parts[c].max + first;
       const A* __restrict part = parts[c].sum + first;
-      const double* __restrict wanted = parts[c].positive + first;
+      const A* __restrict wanted = parts[c].positive + first;
+      const A* __restrict counts = parts[c].count + first;
+      const double sign = positives.row_labels != nullptr ? -1 : 1;
 #pragma omp simd
       for (int64_t j = 0; j < count; ++j) {
         sum[j] += static_cast<double>(part[j]) * exp_below_one((static_cast<double>(largest[j]) - max[j]) * tile.scale);
-        positive[j] += wanted[j];
+        positive[j] +=
+            static_cast<double>(counts[j]) * static_cast<double>(largest[j]) + sign * static_cast<double>(wanted[j]);
       }
     }
     for (int64_t j = 0; j < count; ++j) {
@@ -281,14 +310,14 @@ void rows_and_columns(const ProductTile& tile, const Sums& row_sums, const Sums&
                       const Positives& positives, int threads) {
   const int64_t step = std::clamp<int64_t>(kChunk / tile.columns, 1, kMostRows);
   const int64_t chunks = (tile.rows + step - 1) / step;
-  const size_t each = Scratch::round_up(sizeof(A) * static_cast<size_t>(tile.columns));
-  const size_t of_chunk = 2 * each + Scratch::round_up(sizeof(double) * static_cast<size_t>(tile.columns));
-  const Scratch memory(of_chunk * static_cast<size_t>(chunks));
+  const size_t each = Scratch::round_up(sizeof(A) * static_cast<size_t>(tile.columns) + kApart);
+  const Scratch memory(4 * each * static_cast<size_t>(chunks));
   std::vector<ColumnParts<A>> parts;
   for (int64_t c = 0; c < chunks; ++c) {
-    char* const own = memory.data() + static_cast<size_t>(c) * of_chunk;
-    parts.push_back(
-        {reinterpret_cast<A*>(own), reinterpret_cast<A*>(own + each), reinterpret_cast<double*>(own + 2 * each)});
+    const auto at = [&](size_t k) {
+      return reinterpret_cast<A*>(memory.data() + (4 * static_cast<size_t>(c) + k) * each);
+    };
+    parts.push_back({at(0), at(1), at(2), at(3)});
   }
   parallel_for(chunks, threads, sizeof(A) * static_cast<size_t>(step), [&](int64_t c, char* scratch) {
     const int64_t first = c * step, end = std::min(tile.rows, first + step);
@@ -302,7 +331,7 @@ void rows_and_columns(const ProductTile& tile, const Sums& row_sums, const Sums&
       add_chunk<Tags::kNone>(tile, row_sums, positives, first, end, row_max, own);
     }
   });
-  merge_columns(tile, column_sums, parts.data(), chunks, threads);
+  merge_columns(tile, column_sums, positives, parts.data(), chunks, threads);
 }
 
 template <typename A>
@@ -313,15 +342,16 @@ void whole_rows(const ProductTile& tile, const Sums& sums, const Positives& posi
     const Row<A> row(tile, i);
     if (row.skipped >= 0) row.x[row.skipped] = A(0);
     const A* const target = positives.row_targets == nullptr ? nullptr : row.at(positives.row_targets[row.place], tile);
-    const Wanted positive = positive_products(row, tile, positives);
     const A max = largest(row);
+    const Wanted positive = positives_of_row(row, max, tile, positives);
     double sum = 0, weighted = 0;  // of exp(d), and of d exp(d), with d = scale * (product - max)
     row.pieces([&](int64_t first, int64_t end) {
       A* __restrict x = row.x;
+      const A top = max, unit = scale;
       A s = 0, w = 0;
 #pragma omp simd reduction(+ : s, w)
       for (int64_t j = first; j < end; ++j) {
-        const A d = (x[j] - max) * scale;
+        const A d = (x[j] - top) * unit;
         const A e = exp_below_one(d);
         x[j] = e;
         s += e;
@@ -332,18 +362,20 @@ void whole_rows(const ProductTile& tile, const Sums& sums, const Positives& posi
     });
     sums.max[row.place] = static_cast<double>(max);
     sums.sum[row.place] = sum;
-    sums.positive[row.place] = positive.sum;
+    sums.positive[row.place] = positive.products(static_cast<double>(max));
     const A share = static_cast<const A*>(side.weight)[row.place];
-    const A wanted = static_cast<const A*>(side.wanted)[row.place] * scale;
-    const A factor = share == A(0) ? A(0) : static_cast<A>(static_cast<double>(share) / sum) * scale;
+    const A wanted = static_cast<const A*>(side.wanted)[row.place];
+    const A factor = share == A(0) ? A(0) : static_cast<A>(static_cast<double>(share) / sum);
     const bool labelled = positives.row_labels != nullptr;
     const int32_t own = labelled ? positives.row_labels[row.place] : 0;
-    const int32_t* __restrict labels = labelled ? positives.column_labels + tile.first_column : nullptr;
     row.pieces([&](int64_t first, int64_t end) {
       A* __restrict x = row.x;
       if (labelled) {
+        const int32_t* __restrict labels = positives.column_labels + tile.first_column;
+        const int32_t mine = own;
+        const A times = factor, less = wanted;
 #pragma omp simd
-        for (int64_t j = first; j < end; ++j) x[j] = x[j] * factor - (labels[j] == own ? wanted : A(0));
+        for (int64_t j = first; j < end; ++j) x[j] = x[j] * times - (labels[j] == mine ? less : A(0));
       } else {
 #pragma omp simd
         for (int64_t j = first; j < end; ++j) x[j] *= factor;
@@ -351,9 +383,8 @@ void whole_rows(const ProductTile& tile, const Sums& sums, const Positives& posi
     });
     if (target != nullptr) row.x[target - row.x] -= wanted;
     // Beside the largest, the sum of p * d is weighted / sum; the positives weigh wanted each.
-    const double lacks = positive.sum - static_cast<double>(positive.count) * static_cast<double>(max);
     const double all = static_cast<double>(share) * (weighted / sum);
-    dscale[row.place] += share == A(0) ? 0 : (all - static_cast<double>(wanted) * lacks) * tile.scale;
+    dscale[row.place] += share == A(0) ? 0 : all + static_cast<double>(wanted) * positive.lack * tile.scale;
   });
 }
 
@@ -365,30 +396,30 @@ void gradient(const ProductTile& tile, const Positives& positives, const Side& r
   parallel_for(tile.rows, threads, 0, [&](int64_t i, char*) {
     const Row<A> row(tile, i);
     const A max = static_cast<const A*>(row_side.max)[row.place];
-    const A weight = static_cast<const A*>(row_side.weight)[row.place] * scale;
-    const A wanted = static_cast<const A*>(row_side.wanted)[row.place] * scale;
+    const A weight = static_cast<const A*>(row_side.weight)[row.place];
+    const A wanted = static_cast<const A*>(row_side.wanted)[row.place];
     const A* const target = positives.row_targets == nullptr ? nullptr : row.at(positives.row_targets[row.place], tile);
     const A target_product = target == nullptr ? A(0) : *target;
-    const int32_t own = row_tag<kTags>(tile, positives, i);
-    const int32_t* __restrict tags = column_tags<kTags>(tile, positives);
     double sum = 0;
     row.pieces([&](int64_t first, int64_t end) {
       A* __restrict x = row.x;
+      const int32_t own = row_tag<kTags>(tile, positives, i);
+      const int32_t* __restrict tags = column_tags<kTags>(tile, positives);
+      const A top = max, of_one = weight, less = wanted, unit = scale;
       const A* __restrict maxima = kColumns ? of_columns(column_side.max) : nullptr;
       const A* __restrict weights = kColumns ? of_columns(column_side.weight) : nullptr;
       const A* __restrict all_wanted = kColumns ? of_columns(column_side.wanted) : nullptr;
       A s = 0;
 #pragma omp simd reduction(+ : s)
       for (int64_t j = first; j < end; ++j) {
-        const bool positive = kTags != Tags::kNone && tags[j] == own;
-        const A of_row = (x[j] - max) * scale;
-        A g = weight * exp_below_one(of_row);
-        if constexpr (kTags == Tags::kLabels) g -= positive ? wanted : A(0);
+        const A of_row = (x[j] - top) * unit;
+        A g = of_one * exp_below_one(of_row);
+        if constexpr (kTags == Tags::kLabels) g -= tags[j] == own ? less : A(0);
         s += g * of_row;
         if constexpr (kColumns) {
-          const A of_column = (x[j] - maxima[j]) * scale;
-          A other = scale * weights[j] * exp_below_one(of_column);
-          if constexpr (kTags != Tags::kNone) other -= positive ? scale * all_wanted[j] : A(0);
+          const A of_column = (x[j] - maxima[j]) * unit;
+          A other = weights[j] * exp_below_one(of_column);
+          if constexpr (kTags != Tags::kNone) other -= tags[j] == own ? all_wanted[j] : A(0);
           s += other * of_column;
           g += other;
         }
@@ -494,7 +525,7 @@ double info_nce_reduce(const double* losses, const int64_t* count, int64_t n, bo
 }
 
 void info_nce_side(const void* kept, const double* dloss, int64_t stride, const int64_t* count, int64_t n, bool mean,
-                   void* weight, void* wanted, DType dtype) {
+                   double scale, void* weight, void* wanted, DType dtype) {
   choose(dtype, [&](auto* type) {
     using A = std::remove_pointer_t<decltype(type)>;
     int64_t counted = 0;
@@ -502,7 +533,7 @@ void info_nce_side(const void* kept, const double* dloss, int64_t stride, const 
     const double rows = mean ? static_cast<double>(std::max<int64_t>(counted, 1)) : 1.0;
     const A* const sums = kept == nullptr ? nullptr : static_cast<const A*>(kept) + n;
     for (int64_t i = 0; i < n; ++i) {
-      const double own = count[i] > 0 ? dloss[i * stride] / rows : 0.0;
+      const double own = count[i] > 0 ? dloss[i * stride] / rows * scale : 0.0;
       static_cast<A*>(weight)[i] = static_cast<A>(sums == nullptr ? own : own / static_cast<double>(sums[i]));
       static_cast<A*>(wanted)[i] = static_cast<A>(own / static_cast<double>(std::max<int64_t>(count[i], 1)));
     }

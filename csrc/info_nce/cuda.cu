@@ -158,7 +158,7 @@ struct Known {
         weight(inside ? static_cast<const A*>(side.weight)[place] : A(0)),
         wanted(inside ? static_cast<const A*>(side.wanted)[place] : A(0)),
         scale(scale) {}
-  // To `gradient` that by the logit is added, and to `lacks` the same times what the logit lacks of the largest.
+  // To `gradient` that by the product is added, and to `lacks` the same times what the logit lacks of the largest.
   __device__ void add(A product, bool positive, A& gradient, A& lacks) const {
     const A below = (product - max) * scale;
     const A value = weight * gpu::exp_below_one(below) - (positive ? wanted : A(0));
@@ -201,9 +201,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     A* const target = gradient + (pairs.row(r) - tile.first_row) * tile.columns - tile.first_column;
 #pragma unroll
     for (int s = 0; s < kEach; ++s) {
-      if (pairs.in_tile(r, s)) target[pairs.column(s)] = g[r][s] * scale;
+      if (pairs.in_tile(r, s)) target[pairs.column(s)] = g[r][s];
     }
-    part[threadIdx.x][Pairs::row_in_block(r)] = lacks[r] * scale;
+    part[threadIdx.x][Pairs::row_in_block(r)] = lacks[r];
   }
   __syncthreads();
   const int place = threadIdx.y * kSide + threadIdx.x;

@@ -61,7 +61,7 @@ CPL_DECLARE_PER_ISA(void info_nce_rows_and_columns(const ProductTile& tile, cons
 // For a tile that holds its rows whole: their sums, and the gradient of the loss by the products over the products.
 // dscale: to it is added, for each row, the sum of gradient * (product - max) * scale: as the gradients of a row add up
 // to 0, max makes no difference but to the rounding. The side is that of the rows: max is not read, and weight is the
-// share alone.
+// share times scale alone.
 CPL_DECLARE_PER_ISA(void info_nce_whole_rows(const ProductTile& tile, const Sums& sums, const Positives& positives,
                                              const Side& rows, double* dscale, int threads))
 
@@ -81,7 +81,7 @@ CPL_DECLARE_PER_ISA(double info_nce_reduce(const double* losses, const int64_t* 
 // The weight and wanted of Side, for n rows of `count` positives. kept: as info_nce_finish made it; if it is null,
 // weight is the share alone. dloss: of the result, or of each row (stride 1).
 CPL_DECLARE_PER_ISA(void info_nce_side(const void* kept, const double* dloss, int64_t stride, const int64_t* count,
-                                       int64_t n, bool mean, void* weight, void* wanted, DType dtype))
+                                       int64_t n, bool mean, double scale, void* weight, void* wanted, DType dtype))
 
 #if defined(CPL_WITH_CUDA)
 // Neighbouring queries and keys, all of whose pairs make up a tile. A logit is a product divided by the temperature,

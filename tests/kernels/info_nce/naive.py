@@ -11,6 +11,8 @@ from torch import Tensor
 from tests.kernels.spec import Inputs
 
 IGNORE = -100
+# In place of a probability that is subnormal in fp32 a kernel may have 0: as much as an eps of this.
+SUBNORMAL = torch.finfo(torch.float32).smallest_normal / torch.finfo(torch.float32).eps
 
 
 def positive_pairs(
@@ -32,7 +34,7 @@ def direction(
     positive: list[list[int]],
     t: Tensor,
     self_: bool,
-    common: float,
+    differences: bool,
 ) -> tuple[list[Tensor], int]:
     """Per-row losses and how many rows count, one pair at a time, from the formula of the docstring.
 
@@ -46,7 +48,8 @@ def direction(
             losses.append(0 * (query[i].sum() + keys.sum() + t))
             continue
         rows += 1
-        s = torch.stack([(query[i] @ key - common) / t for key in compared])
+        products = torch.stack([query[i] @ key for key in compared])
+        s = (products - products.detach().max() if differences else products) / t
         losses.append(-s.log_softmax(0)[[others.index(j) for j in positives]].mean())
     return losses, rows
 
@@ -62,9 +65,9 @@ def naive(
     symmetric: bool = False,
     queue: Tensor | None = None,
     reduction: str = "mean",
-    common: float = 0.0,
+    differences: bool = False,
 ) -> Tensor:
-    """``common`` is taken off all products: no result depends on it but by rounding."""
+    """``differences``: a row's largest product is taken off first. No result depends on it but by rounding."""
     keys, self_ = (query, True) if key is None else (key, False)
     hits = positive_pairs(len(query), len(keys), self_, targets, query_labels, key_labels)
 
@@ -75,10 +78,10 @@ def naive(
         return stacked.sum() if reduction == "sum" else stacked.sum() / max(rows, 1)
 
     of_row = [[j for j in range(len(keys)) if (i, j) in hits] for i in range(len(query))]
-    loss = reduce(*direction(query, keys, queue, of_row, temperature, self_, common))
+    loss = reduce(*direction(query, keys, queue, of_row, temperature, self_, differences))
     if symmetric:
         of_column = [[i for i in range(len(query)) if (i, j) in hits] for j in range(len(keys))]
-        loss = (loss + reduce(*direction(keys, query, None, of_column, temperature, self_, common))) / 2
+        loss = (loss + reduce(*direction(keys, query, None, of_column, temperature, self_, differences))) / 2
     return loss
 
 
@@ -119,7 +122,7 @@ def magnitudes(
         loss = torch.where(counts, 1 + total.log() + (wanted * lacks).sum(1, keepdim=True), 0)[:, 0]
         share = gradients[0] / (counts.sum().clamp(min=1) if reduction == "mean" else 1)
         share = share.abs().reshape(-1, 1) * (0.5 if symmetric else 1)
-        g = torch.where(counts, share * (p * (1 + lacks) / total + wanted), 0)
+        g = torch.where(counts, share * ((p * (1 + lacks) + SUBNORMAL) / total + wanted), 0)
         if reduction != "none":
             loss = loss.sum() / (counts.sum().clamp(min=1) if reduction == "mean" else 1)
         return loss, g, (g * lacks).sum()

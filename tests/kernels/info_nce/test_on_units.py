@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import cpl_kernels
 from cpl_kernels import core, products
 from cpl_kernels.info_nce import native, op, tiled, units
+from tests.kernels import harness
 from tests.kernels.info_nce.spec import IGNORE, SPEC
 from tests.kernels.info_nce.test_tiles import evaluate, integers, rows, same_at_any_thread_count
 from tests.kernels.spec import Case
@@ -81,10 +83,18 @@ MANY: dict[str, dict[str, Any]] = {
 }
 
 
+def but_for_the_smallest(given: Case) -> Case:
+    """Numbers below 1e-30 have pieces beyond the range of bf16, as info_nce says: from the second on, 2^-8 of them."""
+    assert callable(given.terms)
+    floor, terms = 2**-8 * 1e-30 / (harness.TERM_ULPS * torch.finfo(torch.float32).eps), given.terms
+    return replace(given, terms=lambda *of: {name: value + floor for name, value in terms(*of).items()})
+
+
 # Not bf16: its gradients by the products are rounded before they are multiplied, which few vectors do not even out.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("case", SPEC.cases + SPEC.small, ids=lambda case: case.name)
 def test_every_case(case: Case, dtype: torch.dtype) -> None:
+    case = but_for_the_smallest(case) if callable(case.terms) else case
     check(SPEC, case, Target("native", "native"), case.inputs(dtype), dtype)
 
 
