@@ -134,8 +134,7 @@ def exact(
 
     def gold(**inputs: Any) -> Tensor:
         wide = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
-        common = float(wide["query"].detach()[:1, -1].square().sum())
-        return weighted(naive, weights, **options, common=common)(**wide).to(inputs["query"].dtype)
+        return weighted(naive, weights, **options, differences=True)(**wide).to(inputs["query"].dtype)
 
     return Case(
         name, "exact whatever logits have in common", make, call, gold, terms=terms_of(weights, options)
