@@ -97,6 +97,12 @@ def _finite(largest):
 
 
 @triton.jit
+def _leading(x):
+    """The first 12 bits of a number. Sums of 2^12 such of one size are exact in fp32."""
+    return (x.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def forward_kernel(
     query, key, temperature, row_tags, column_tags,
     of_rows, of_columns,
@@ -107,8 +113,7 @@ def forward_kernel(
     """of_rows: [parts, n, rows], a part for each STEP columns; of_columns: [blocks of rows, n, columns].
 
     n is 3: the largest product, the sum of exponentials, and that of the positives' products, of which by place there
-    is but one. With labels it is 4, and the positives are summed by what they lack of the largest; the fourth is
-    their number.
+    is but one. With labels it is 4, and the positives' sum is that of their leading bits and that of the rest.
     """
     block, part = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     row_end, column_end = first_row + rows, first_column + columns
@@ -118,41 +123,48 @@ def forward_kernel(
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     positive = tl.zeros((BLOCK_M,), tl.float32)
-    number = tl.zeros((BLOCK_M,), tl.float32)
+    rest = tl.zeros((BLOCK_M,), tl.float32)
     for start in range(0, STEP, BLOCK_N):
         column = first_column + part * STEP + start + tl.arange(0, BLOCK_N)
         x = _products(query, key, row, row_end, column, column_end, features, BLOCK_D, WIDEN)
         inside = _inside(row, row_end, column, column_end, DIAGONAL)
         masked = tl.where(inside, x, float("-inf"))
+        of_block = of_columns + block * PARTS * columns + (column - first_column)
+        if TAGS == 2:  # what is positive for the row is for the column
+            mine = _row_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS) & inside
+            leading = tl.where(mine, _leading(x), 0.0)
+            positive += tl.sum(leading, 1)
+            if COLUMNS:
+                tl.store(of_block + 2 * columns, tl.sum(leading, 0), column < column_end)
+            others = tl.where(mine, x, 0.0) - leading
+            rest += tl.sum(others, 1)
+            if COLUMNS:
+                tl.store(of_block + 3 * columns, tl.sum(others, 0), column < column_end)
+        elif TAGS != 0:
+            mine = _row_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS) & inside
+            positive += tl.sum(tl.where(mine, x, 0.0), 1)
+            if COLUMNS:
+                theirs = (
+                    _column_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS) & inside
+                )
+                tl.store(of_block + 2 * columns, tl.sum(tl.where(theirs, x, 0.0), 0), column < column_end)
         before = largest
         largest = tl.maximum(largest, tl.max(masked, 1))
         m = _finite(largest)
         total = total * tl.exp((before - m) * scale) + tl.sum(tl.exp((masked - m[:, None]) * scale), 1)
-        if TAGS != 0:
-            mine = _row_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS) & inside
-            if TAGS == 2:
-                positive += number * tl.where(number > 0, before - m, 0.0)
-                positive += tl.sum(tl.where(mine, x - m[:, None], 0.0), 1)
-                number += tl.sum(tl.where(mine, 1.0, 0.0), 1)
-            else:
-                positive += tl.sum(tl.where(mine, x, 0.0), 1)
         if COLUMNS:
             m = tl.max(masked, 0)
-            sums = of_columns + block * PARTS * columns + (column - first_column)
-            tl.store(sums, m, column < column_end)
+            tl.store(of_block, m, column < column_end)
             m = _finite(m)
-            tl.store(sums + columns, tl.sum(tl.exp((masked - m[None, :]) * scale), 0), column < column_end)
-            theirs = _column_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS) & inside
-            common = x - m[None, :] if TAGS == 2 else x
-            tl.store(sums + 2 * columns, tl.sum(tl.where(theirs, common, 0.0), 0), column < column_end)
-            if TAGS == 2:
-                tl.store(sums + 3 * columns, tl.sum(tl.where(theirs, 1.0, 0.0), 0), column < column_end)
+            tl.store(
+                of_block + columns, tl.sum(tl.exp((masked - m[None, :]) * scale), 0), column < column_end
+            )
     sums = of_rows + part * PARTS * rows + (row - first_row)
     tl.store(sums, largest, row < row_end)
     tl.store(sums + rows, total, row < row_end)
     tl.store(sums + 2 * rows, positive, row < row_end)
     if TAGS == 2:
-        tl.store(sums + 3 * rows, number, row < row_end)
+        tl.store(sums + 3 * rows, rest, row < row_end)
 
 
 @triton.jit
@@ -177,17 +189,20 @@ def gradient_kernel(
     if TAGS != 0:
         mine = _row_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS)
         g -= tl.where(mine, tl.load(row_wanted + row, row < row_end, 0.0)[:, None], 0.0)
-    lacks = g * below
+    g = tl.where(inside, g, 0.0)
+    lacks = tl.sum(tl.where(inside, g * below, 0.0), 1)
     if COLUMNS:
         below = (x - tl.load(column_largest + column, column < column_end, 0.0)[None, :]) * scale
         other = tl.load(column_weight + column, column < column_end, 0.0)[None, :] * tl.exp(below)
         if TAGS != 0:
             theirs = _column_positives(row, row_end, column, column_end, row_tags, column_tags, TAGS)
+            if TAGS == 2:  # the same pairs
+                theirs = mine
             other -= tl.where(theirs, tl.load(column_wanted + column, column < column_end, 0.0)[None, :], 0.0)
-        lacks += other * below
+        other = tl.where(inside, other, 0.0)
+        lacks += tl.sum(tl.where(inside, other * below, 0.0), 1)
         g += other
-    g, lacks = tl.where(inside, g, 0.0), tl.where(inside, lacks, 0.0)
-    tl.store(of_scale + part * rows + (row - first_row), tl.sum(lacks, 1), row < row_end)
+    tl.store(of_scale + part * rows + (row - first_row), lacks, row < row_end)
     at = gradient + (row - first_row)[:, None] * columns + (column - first_column)[None, :]
     tl.store(at, g.to(gradient.dtype.element_ty), (row < row_end)[:, None] & (column < column_end)[None, :])
 
@@ -220,8 +235,7 @@ def merge_kernel(
         total += tl.load(at + rows, real, 0.0).to(tl.float64) * factor.to(tl.float64)
         positive += tl.load(at + 2 * tl.cast(rows, tl.int64), real, 0.0).to(tl.float64)
         if PARTS == 4:
-            number = tl.load(at + 3 * tl.cast(rows, tl.int64), real, 0.0).to(tl.float64)
-            positive += number * tl.where(number > 0, of_part, 0.0)
+            positive += tl.load(at + 3 * tl.cast(rows, tl.int64), real, 0.0).to(tl.float64)
     tl.store(known, largest, real)
     tl.store(known + every, total, real)
     tl.store(known + 2 * tl.cast(every, tl.int64), positive, real)
