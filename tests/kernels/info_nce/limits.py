@@ -10,10 +10,10 @@ import torch
 from tests.kernels.triton_aot import Limit
 
 # Most programs have 8 warps: on NVIDIA another one loads while it computes. Where two programs would fit but for a few
-# registers, the compiler gives them away: a thread spills two to five (8 to 20 bytes). On sm_90, where blocks in 16 bits
-# are of 128 x 128 pairs, a thread has 64 products, and with labels both ways it spills up to 36 registers of what it
-# makes of them. On gfx942 the gradient of an odd number of vectors with themselves spills 33. Either is once a block,
-# outside the loop over features.
+# registers, the compiler gives them away: a thread spills two to five (8 to 20 bytes). On sm_90, where blocks in 16
+# bits are of 128 x 128 pairs, a thread has 64 products, and with labels both ways it spills up to 36 registers of what
+# it makes of them. On gfx942 the gradient of an odd number of vectors with themselves spills 33. Either is once a
+# block, outside the loop over features.
 TRITON_LIMITS = {
     "forward_kernel": Limit(
         warps=8,
