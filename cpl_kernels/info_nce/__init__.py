@@ -62,11 +62,11 @@ def info_nce(
 
     Returns:
         [] or, with reduction="none", [B], in float32 (float64 for float64). Similarities are summed, and
-        log-sum-exps taken, in float32 or better. A row's maximum is subtracted before anything else is done: any finite
-        similarity is safe, and what all similarities have in common costs no digit of the loss or a gradient. Under
-        autocast query, key and queue are cast to the autocast dtype, as for a
-        matmul. Differentiable with respect to query, key and temperature. For the backward the inputs and
-        each row's maximum and sum of exponentials are kept, O((B + M) D). On the CPU a loss that is reduced to a number makes its
+        log-sum-exps taken, in float32 or better. A row's maximum is subtracted before anything else is done: any
+        finite similarity is safe, and what all similarities have in common costs no digit of the loss or a gradient.
+        Under autocast query, key and queue are cast to the autocast dtype, as for a matmul. Differentiable with
+        respect to query, key and temperature. For the backward the inputs and each row's maximum and sum of
+        exponentials are kept, O((B + M) D). On the CPU a loss that is reduced to a number makes its
         gradients with the forward, unless it has a queue and is symmetric or without key, and they are kept instead.
         There a thread also keeps up to 64 MiB that a call worked in for its next one; and on matrix units (see
         cpl_kernels.products) what is below 1e-30 in a gradient loses digits.

@@ -110,8 +110,10 @@ class Tiles(Protocol):
     row_step: int
     column_step: int
     multiple: int
-    scale: float | Tensor
     dscale: Tensor
+
+    @property
+    def scale(self) -> float | Tensor: ...
 
     def __init__(self, query: Tensor, temperature: Tensor, given: torch.dtype) -> None:
         """query: an operand; ``given``: the dtype that it was given in."""
