@@ -16,11 +16,11 @@ template <typename A, int64_t kBorder>
 class Band {
  public:
   static int64_t stride_of(int64_t width) { return Reg::round_up(width + kBorder); }
-  // Elements for so many rows, with a register's worth of zeros before and behind them.
-  static int64_t size(int64_t rows, int64_t width) { return rows * stride_of(width) + 2 * Reg::kCount; }
+  // Elements for so many rows, with zeros before them for the first row's border, and a register's worth behind them.
+  static int64_t size(int64_t rows, int64_t width) { return before() + rows * stride_of(width) + Reg::kCount; }
 
-  Band(A* memory, int64_t rows, int64_t width) : rows_(memory + Reg::kCount), stride_(stride_of(width)), width_(width) {
-    Reg::set(memory, Vector{});
+  Band(A* memory, int64_t rows, int64_t width) : rows_(memory + before()), stride_(stride_of(width)), width_(width) {
+    for (int64_t j = 0; j < before(); j += Reg::kCount) Reg::set(memory + j, Vector{});
     Reg::set(rows_ + rows * stride_, Vector{});
   }
   int64_t stride() const { return stride_; }
@@ -48,6 +48,8 @@ class Band {
   using Reg = Register<A>;
   using Vector = typename Reg::Vector;
 
+  // A border of 3 is more than one register where that holds two fp64.
+  static constexpr int64_t before() { return Reg::round_up(kBorder > 0 ? kBorder : 1); }
   void clear(A* row, int64_t from) const {
     for (int64_t j = from; j < stride_; j += Reg::kCount) Reg::set(row + j, Vector{});
   }
