@@ -27,4 +27,4 @@ def _forward(module: Block, x: Tensor) -> Tensor | None:
     return dwconv(x, module.weight, module.bias) if is_depthwise(module) else None
 
 
-DEPTHWISE = Layout("depthwise convolution", _why_not, lambda m: (m.in_channels,), _forward)
+DEPTHWISE = Layout("depthwise convolution", _why_not, lambda m: (m.in_channels,), _forward, certain=True)

@@ -176,7 +176,8 @@ def _judge(module: nn.Module, layout: Layout, known: Options | None) -> Verdict:
     first: Verdict | None = None
     try:
         for options in layout.options(module) if known is None else (known,):
-            found = [compare(part, layout, options, known is not None) for part in layout.compared(module)]
+            few = known is not None or layout.certain
+            found = [compare(part, layout, options, few) for part in layout.compared(module)]
             why = next((one.why for one in found if one.why is not None), None)
             if why is None:
                 return Verdict(None, options, str(found[0]))

@@ -48,6 +48,7 @@ class Layout:
         dropouts: parts that ``forward`` calls too, and that may therefore drop values in training.
         covers: module -> the parts that ``forward`` computes itself, so that no report counts or names them again.
         ranks: module -> the number of dimensions of each input, where not all are images.
+        certain: whether ``why_not`` knows what the module computes, from torch's own class: two images are enough then.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Layout:
     dropouts: tuple[str, ...] = ()
     covers: Callable[[Block], Iterable[nn.Module]] = _nothing
     ranks: Callable[[Block], tuple[int, ...]] | None = None
+    certain: bool = False
 
 
 class PatchedForward:
