@@ -94,7 +94,7 @@ def positive(name: str, value: object) -> None:
 
 
 def at_least(name: str, value: object, least: float, *, strict: bool = False) -> None:
-    """A finite Python number that is no less than ``least``, or with ``strict`` greater."""
+    """A finite Python number that is at least ``least``, or with ``strict`` greater."""
     _python_number(name, value)
     if not (least <= value < math.inf) or (strict and value == least):  # type: ignore[operator]
         wanted = f"finite and {'greater than' if strict else 'at least'} {least}"

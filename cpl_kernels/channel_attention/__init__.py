@@ -51,7 +51,7 @@ def channel_attention(qkv: Tensor, temperature: Tensor, *, backend: str | None =
     if channels < 1 or channels % (3 * heads):
         raise ValueError(
             f"qkv {tuple(qkv.shape)} must have 3C channels with C divisible by the {heads} heads of "
-            f"temperature: {channels} is no positive multiple of {3 * heads}"
+            f"temperature: {channels} is not a positive multiple of {3 * heads}"
         )
     checks.same_device(qkv=qkv, temperature=temperature)
     request = backends.requested("channel_attention", backend)
