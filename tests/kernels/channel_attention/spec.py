@@ -117,7 +117,7 @@ SPEC = OpSpec(
             lambda: call(X, torch.ones(3, 1, 1)), ValueError, r"divisible by the 3 heads.*multiple of 9"
         ),
         "not 3C": Bad(lambda: call(X[:, :10], T), ValueError, "10 is not a positive multiple of 6"),
-        "no channels": Bad(lambda: call(X[:, :0], T), ValueError, "0 is no positive multiple"),
+        "no channels": Bad(lambda: call(X[:, :0], T), ValueError, "0 is not a positive multiple"),
         "no heads": Bad(lambda: call(X, T[:0]), ValueError, "at least one head"),
         "temperature shape": Bad(
             lambda: call(X, torch.ones(2, 2, 1)), ValueError, r"\(2, 1, 1\).*\(2, 2, 1\)"
