@@ -63,8 +63,8 @@ def transformed(args: tuple[Any, ...]) -> bool:
 def rewritten() -> bool:
     """Whether torch.func or torch.jit.trace look at each call: a function of several calls must make them plainly.
 
-    An autograd function of other ops, or a loop over parts of an image, is for neither. torch.compile is no such case:
-    it sees through both.
+    Neither works with an autograd function of other ops, or with a loop over parts of an image. torch.compile does not
+    count: it sees through both.
     """
     return not torch.compiler.is_compiling() and (
         torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None

@@ -69,7 +69,7 @@ class Sums:
 
     def finish(self, count: Tensor, temperature: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Of all tiles: the two sums that op.py tells of, [2, n] in ``dtype``, and the losses in float64, 0 where there
-        is no positive. ``count``: of positives, [n] int64."""
+        is not one positive. ``count``: of positives, [n] int64."""
         largest, total, positive = self.data
         kept = torch.stack((largest, torch.where(count > 0, total, torch.inf))).to(dtype)
         wanted = count.clamp(min=1)

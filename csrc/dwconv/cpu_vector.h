@@ -103,7 +103,7 @@ struct Register {
 #endif
     }
   }
-  // Of fewer than kCount elements: zeros behind them, or nothing written there.
+  // As above for fewer than kCount elements: the rest is read as zeros, and not written.
   template <typename T>
   static Vector widen_few(const T* p, int64_t count) {
 #if defined(__AVX512F__)
