@@ -9,6 +9,7 @@
 #include "common/parallel.h"
 #include "dwconv/cpu_band.h"
 #include "dwconv/cpu_convolve.h"
+#include "dwconv/cpu_flat.h"
 #include "dwconv/cpu_sums.h"
 #include "dwconv/op.h"
 
@@ -82,6 +83,42 @@ void backward_plane(const DwconvBackward& args, const Cut<kSize, A>& cut, int64_
   tap_sums.flush(sums);
 }
 
+// Images [first, end) of a channel.
+template <int kSize, typename T, typename A>
+void forward_small(const DwconvForward& args, const Flat<kSize, A>& flat, int64_t first, int64_t end, int64_t channel,
+                   A* memory) {
+  flat.template fill_bordered<T>(memory, args.x, first, end, channel);
+  const A bias = args.bias != nullptr ? static_cast<const A*>(args.bias)[channel] : A(0);
+  const Taps<kSize, A> taps(args.weight, channel, false);
+  flat.template convolve<T>(memory, taps, bias, args.y, first, end, channel);
+}
+
+template <int kSize, typename T, typename A>
+void backward_small(const DwconvBackward& args, const Flat<kSize, A>& flat, int64_t first, int64_t end,
+                    int64_t channel, A* memory, double* sums) {
+  A* const x = memory + flat.bordered();
+  flat.template fill_bordered<T>(memory, args.dy, first, end, channel);
+  flat.template fill<T>(x, args.x, first, end, channel);
+  const Taps<kSize, A> taps(args.weight, channel, true);
+  flat.template convolve<T>(memory, taps, A(0), args.dx, first, end, channel);
+  flat.sum(x, memory, end - first, sums);
+}
+
+// Of each channel, over so many images or groups of images, in order.
+template <int kSize, typename A>
+void add_sums(const DwconvBackward& args, const double* sums, int64_t count) {
+  constexpr int64_t kSums = TapSums<kSize, A>::kSums, kTaps = kSums - 1;
+  const int64_t channels = args.size.channels;
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t k = 0; k < kSums; ++k) {
+      double total = 0;
+      for (int64_t b = 0; b < count; ++b) total += sums[(b * channels + c) * kSums + k];
+      A* const target = k == kTaps ? static_cast<A*>(args.dbias) + c : static_cast<A*>(args.dweight) + c * kTaps + k;
+      *target = static_cast<A>(total);
+    }
+  }
+}
+
 // Calls f(element pointer, std::integral_constant<kernel size>).
 template <typename F>
 void dispatch_size(DType dtype, int size, F&& f) {
@@ -105,13 +142,23 @@ void dwconv_forward(const DwconvForward& args, int threads) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = typename Arithmetic<T>::type;
     constexpr int kSize = decltype(size)::value;
-    const Cut<kSize, A> cut(args.size);
-    const int64_t channels = args.size.channels;
-    const int64_t elements = Band<A, kSize / 2>::size(cut.buffered(), args.size.width);
-    parallel_for(args.size.batch * channels, threads, sizeof(A) * static_cast<size_t>(elements),
-                 [&](int64_t i, char* scratch) {
-                   forward_plane<kSize, T>(args, cut, i / channels, i % channels, reinterpret_cast<A*>(scratch));
-                 });
+    const int64_t channels = args.size.channels, batch = args.size.batch;
+    if (Flat<kSize, A>::takes(args.size.height, args.size.width)) {
+      const Flat<kSize, A> flat(batch, args.size.height, args.size.width);
+      const int64_t each = flat.images(), groups = (batch + each - 1) / each;
+      parallel_for(groups * channels, threads, sizeof(A) * static_cast<size_t>(flat.bordered()),
+                   [&](int64_t i, char* scratch) {
+                     const int64_t first = i / channels * each, end = std::min(batch, first + each);
+                     forward_small<kSize, T>(args, flat, first, end, i % channels, reinterpret_cast<A*>(scratch));
+                   });
+    } else {
+      const Cut<kSize, A> cut(args.size);
+      const int64_t elements = Band<A, kSize / 2>::size(cut.buffered(), args.size.width);
+      parallel_for(batch * channels, threads, sizeof(A) * static_cast<size_t>(elements),
+                   [&](int64_t i, char* scratch) {
+                     forward_plane<kSize, T>(args, cut, i / channels, i % channels, reinterpret_cast<A*>(scratch));
+                   });
+    }
   });
 }
 
@@ -120,25 +167,33 @@ void dwconv_backward(const DwconvBackward& args, int threads) {
     using T = std::remove_pointer_t<decltype(element)>;
     using A = typename Arithmetic<T>::type;
     constexpr int kSize = decltype(size)::value;
-    constexpr int64_t kSums = TapSums<kSize, A>::kSums, kTaps = kSums - 1;
-    const Cut<kSize, A> cut(args.size);
-    const int64_t channels = args.size.channels, items = args.size.batch * channels;
-    const Scratch memory(sizeof(double) * static_cast<size_t>(items * kSums));
+    constexpr int64_t kSums = TapSums<kSize, A>::kSums;
+    const int64_t channels = args.size.channels, batch = args.size.batch;
+    // Of each channel and image, or group of images.
+    const Scratch memory(sizeof(double) * static_cast<size_t>(batch * channels * kSums));
     double* const sums = reinterpret_cast<double*>(memory.data());
-    const int64_t elements =
-        Band<A, kSize / 2>::size(cut.buffered(), args.size.width) + Band<A, 0>::size(cut.rows, args.size.width);
-    parallel_for(items, threads, sizeof(A) * static_cast<size_t>(elements), [&](int64_t i, char* scratch) {
-      double* const own = sums + i * kSums;
-      for (int64_t k = 0; k < kSums; ++k) own[k] = 0;
-      backward_plane<kSize, T>(args, cut, i / channels, i % channels, reinterpret_cast<A*>(scratch), own);
-    });
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int64_t k = 0; k < kSums; ++k) {
-        double total = 0;
-        for (int64_t b = 0; b < args.size.batch; ++b) total += sums[(b * channels + c) * kSums + k];
-        A* const target = k == kTaps ? static_cast<A*>(args.dbias) + c : static_cast<A*>(args.dweight) + c * kTaps + k;
-        *target = static_cast<A>(total);
-      }
+    if (Flat<kSize, A>::takes(args.size.height, args.size.width)) {
+      const Flat<kSize, A> flat(batch, args.size.height, args.size.width);
+      const int64_t each = flat.images(), groups = (batch + each - 1) / each;
+      const int64_t elements = flat.bordered() + flat.plain();
+      parallel_for(groups * channels, threads, sizeof(A) * static_cast<size_t>(elements),
+                   [&](int64_t i, char* scratch) {
+                     const int64_t first = i / channels * each, end = std::min(batch, first + each);
+                     A* const own = reinterpret_cast<A*>(scratch);
+                     backward_small<kSize, T>(args, flat, first, end, i % channels, own, sums + i * kSums);
+                   });
+      add_sums<kSize, A>(args, sums, groups);
+    } else {
+      const Cut<kSize, A> cut(args.size);
+      const int64_t elements =
+          Band<A, kSize / 2>::size(cut.buffered(), args.size.width) + Band<A, 0>::size(cut.rows, args.size.width);
+      parallel_for(batch * channels, threads, sizeof(A) * static_cast<size_t>(elements),
+                   [&](int64_t i, char* scratch) {
+                     double* const own = sums + i * kSums;
+                     for (int64_t k = 0; k < kSums; ++k) own[k] = 0;
+                     backward_plane<kSize, T>(args, cut, i / channels, i % channels, reinterpret_cast<A*>(scratch), own);
+                   });
+      add_sums<kSize, A>(args, sums, batch);
     }
   });
 }

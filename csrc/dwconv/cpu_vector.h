@@ -147,16 +147,25 @@ struct Register {
   }
   // In a tree, in fp64.
   static double sum(const Vector& v) {
-    double values[kCount];
-    for (int64_t i = 0; i < kCount; ++i) values[i] = static_cast<double>(v[i]);
-#pragma GCC unroll 8
-    for (int64_t half = kCount / 2; half > 0; half /= 2) {
-      for (int64_t i = 0; i < half; ++i) values[i] += values[i + half];
-    }
-    return values[0];
+    return sum_halves<kCount / 2>(reinterpret_cast<const A*>(&v));
   }
 
  private:
+  // Of 2 * kHalf numbers.
+  template <int64_t kHalf, typename From>
+  static double sum_halves(const From* values) {
+    if constexpr (kHalf == 1) {
+      return static_cast<double>(values[0]) + static_cast<double>(values[1]);
+    } else {
+      typedef From Half __attribute__((vector_size(kHalf * static_cast<int64_t>(sizeof(From)))));
+      typedef double Wide __attribute__((vector_size(kHalf * static_cast<int64_t>(sizeof(double)))));
+      Half low, high;
+      memcpy(&low, values, sizeof low);
+      memcpy(&high, values + kHalf, sizeof high);
+      const Wide both = __builtin_convertvector(low, Wide) + __builtin_convertvector(high, Wide);
+      return sum_halves<kHalf / 2>(reinterpret_cast<const double*>(&both));
+    }
+  }
   typedef uint32_t Bits __attribute__((vector_size(kRegisterBytes)));
   typedef uint16_t Narrow __attribute__((vector_size(kRegisterBytes / 2)));
 };

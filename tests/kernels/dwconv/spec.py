@@ -76,6 +76,8 @@ SPEC = OpSpec(
         case(
             "7x7, bands", "wide rows, of which a band in the first cache has less", (1, 1, 33, 150), kernel=7
         ),
+        case("small maps", "more images than go together, and a register's half behind them", (11, 2, 5, 8)),
+        case("7x7, small maps", "more images than go together, of odd sizes", (9, 1, 9, 5), kernel=7),
         case("5x5, no images", "sums over nothing", (0, 2, 3, 3), kernel=5),
         case("7x7, no pixels", "sums over nothing", (2, 2, 0, 3), kernel=7),
         *(

@@ -21,29 +21,30 @@ KERNELS = (3, 5, 7)
 def test_every_small_map(kernel: int) -> None:
     """Whole numbers, whose sums are exact: a column, row or tap that is read from a wrong place shows."""
     rng = torch.Generator().manual_seed(0)
-    for height, width in itertools.product((*range(1, 11), 16, 27), (*range(1, 36), 64, 97)):
-        x, dy = (torch.randint(-4, 5, (1, 2, height, width), generator=rng).float() for _ in range(2))
+    one = itertools.product((1,), (*range(1, 11), 16, 27), (*range(1, 36), 64, 97))
+    several = itertools.product((2, 9, 33), (1, 4, 7, 8, 34), (1, 3, 5, 8, 12, 15))
+    for batch, height, width in (*one, *several):
+        x, dy = (torch.randint(-4, 5, (batch, 2, height, width), generator=rng).float() for _ in range(2))
         weight = torch.randint(-4, 5, (2, 1, kernel, kernel), generator=rng).float()
         bias = torch.tensor([3.0, -5.0])
         leaves = [t.requires_grad_() for t in (x, weight, bias)]
         y = cpl_kernels.dwconv(*leaves, backend="native")
         expected = F.conv2d(*leaves, padding=kernel // 2, groups=2)
-        assert torch.equal(y, expected), (height, width)
+        assert torch.equal(y, expected), (batch, height, width)
         for name, got, wanted in zip(
             ("x", "weight", "bias"),
             torch.autograd.grad(y, leaves, dy), torch.autograd.grad(expected, leaves, dy),
             strict=True,
         ):  # fmt: skip
-            assert torch.equal(got, wanted), (name, height, width)
+            assert torch.equal(got, wanted), (name, batch, height, width)
 
 
 @pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_same_bits_at_any_number_of_threads(kernel: int, dtype: torch.dtype) -> None:
-    inputs = spec.case(
-        "threads", "bands, and planes for three threads", (3, 5, 70, 101), kernel=kernel
-    ).inputs(dtype)
+@pytest.mark.parametrize("shape", [(3, 5, 70, 101), (35, 5, 7, 6)], ids=["bands", "whole planes"])
+def test_same_bits_at_any_number_of_threads(kernel: int, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    inputs = spec.case("threads", "planes for three threads", shape, kernel=kernel).inputs(dtype)
     before = torch.get_num_threads()
     results = []
     try:
