@@ -56,7 +56,7 @@ def dwconv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
         raise ValueError(f"x must have at least one channel, got shape {tuple(x.shape)}")
     checks.floating("weight", weight)
     size = _kernel_size(weight)
-    checks.shape("weight", weight, (channels, 1, size, size), f"[C, 1, {size}, {size}]")
+    checks.shape("weight", weight, (channels, 1, size, size), "[C, 1, k, k]")
     if bias is not None:
         checks.floating("bias", bias)
         checks.shape("bias", bias, (channels,), "[C]")

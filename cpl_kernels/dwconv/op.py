@@ -12,10 +12,12 @@ from cpl_kernels.mapping import Rows
 from cpl_kernels.registration import register_differentiable
 
 
+_VARIANTS = {3: "3x3", 5: "5x5", 7: "7x7"}  # as dispatch.py names them
+
+
 def _select(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
     given = (x, weight) if bias is None else (x, weight, bias)
-    size = weight.shape[-1]
-    return backends.select("dwconv", backend, *given, variant=f"{size}x{size}")
+    return backends.select("dwconv", backend, *given, variant=_VARIANTS[weight.shape[-1]])
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
