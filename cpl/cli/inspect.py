@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from cpl.cli.common import ProgressBar
     from cpl.degradations import create
     from cpl.errors import CplError
-    from cpl.inference.inspect import Usage, inspect_model, router_fingerprint, write_report
+    from cpl.inference.inspect import Usage, inspect_model, router_fingerprint, summary, write_report
     from cpl.inference.load import HOW_TO_GET_ONE, load_model
     from cpl.inference.routing import with_prompts
 
@@ -115,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
     written = write_report(found, usage, args.output, dense=network.config.prompting == "dense")
     if found.without_negatives:
         print(f"note: no distances: {found.without_negatives}")
+    for line in summary(found, usage):
+        print(line)
     print(f"{len(photos)} photos under {len(degradations)} degradations: {written[-1]}")
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -80,6 +80,52 @@ def watch_routing(model: nn.Module) -> Iterator[Routing]:
             module.watcher = None
 
 
+@contextlib.contextmanager
+def force_prompts(
+    model: nn.Module, prompts: Tensor | Sequence[int] | int, levels: Sequence[int] = LEVELS
+) -> Iterator[None]:
+    """Inside the block, images get the prompts given, with a weight of 1, whatever the routers say.
+
+    With the true degradation's prompt that is an oracle, which bounds what a router can bring; with another one it
+    shows what a wrong choice costs. Wrong prompts for negatives are drawn from the others.
+
+    Args:
+        model: a network of :func:`cpl.create_model` with prompts.
+        prompts: the index of one for all images, or of one for each image of every batch.
+        levels: of the decoder, where they hold; the routers choose at the others.
+
+    Raises:
+        CplError: the network has no prompts, or takes several for an image.
+        ValueError: an index beyond the prompts, or an unknown level.
+        RuntimeError: its prompts are being forced already.
+    """
+    network = with_prompts(model)
+    config = network.config
+    if config.picks != 1:
+        raise CplError(
+            f"{network.architecture} takes {config.picks} prompts for an image, so one cannot be forced; "
+            "use a network with top_k=1"
+        )
+    indices = torch.as_tensor(prompts).reshape(-1)
+    if indices.dtype not in (torch.int64, torch.int32) or not len(indices):
+        raise ValueError(f"prompts must be indices of prompts, got {prompts!r}")
+    if not 0 <= int(indices.min()) <= int(indices.max()) < config.num_prompts:
+        raise ValueError(f"prompts must be from 0 to {config.num_prompts - 1}, got {prompts!r}")
+    unknown = [level for level in levels if level not in LEVELS]
+    if unknown:
+        raise ValueError(f"levels must be of {LEVELS}, got {unknown[0]!r}")
+    modules = [getattr(network, f"prompt{level}") for level in levels]
+    if any(module.forced is not None for module in modules):
+        raise RuntimeError("this network's prompts are being forced already")
+    for module in modules:
+        module.forced = indices.long()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.forced = None
+
+
 def with_prompts(model: nn.Module) -> Restorer:
     """``model``, if it is one whose prompts can be looked at.
 
@@ -105,3 +151,14 @@ def _choices(level: int, logits: Tensor, routing: Routing) -> list[Choice]:
             logits.double().softmax(-1).tolist(), chosen.tolist(), weights.tolist(), strict=True
         )
     ]
+
+
+def mutual_information(counts: Tensor) -> float:
+    """Of two things, in bits, from how often each pair was seen: [T, N], at least one of them.
+
+    Of few counts it is too high, by about (T - 1) (N - 1) / (2 ln 2) over their number.
+    """
+    joint = counts.double() / counts.sum()
+    alone = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    seen = joint > 0
+    return float((joint[seen] * (joint[seen] / alone[seen]).log2()).sum())

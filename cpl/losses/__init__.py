@@ -3,6 +3,7 @@
 from cpl.losses.contrastive import ContrastivePromptRegularization
 from cpl.losses.features import VGG16_URL, FrozenFeatures, PixelFeatures, VGGFeatures
 from cpl.losses.info_nce import InfoNCELoss, NTXentLoss, SupConLoss
+from cpl.losses.routing import RoutingLoss
 
 __all__ = [
     "VGG16_URL",
@@ -11,6 +12,7 @@ __all__ = [
     "InfoNCELoss",
     "NTXentLoss",
     "PixelFeatures",
+    "RoutingLoss",
     "SupConLoss",
     "VGGFeatures",
 ]

@@ -42,7 +42,8 @@ class ModelConfig:
         prompt_channels, prompt_sizes: at levels 1 to 3, each prompt is [channels, size, size].
         prompt_heads: attention heads of the blocks that mix prompts in.
         top_k: how many of the N are picked for an image; None for all of them (dense prompts).
-        normalize: "none": softmax over all N; "topk": the weights of the picked ones sum to 1.
+        normalize: "none": softmax over all N; "topk": the weights of the picked ones sum to 1;
+            "straight_through": so they do, and the router's gradient is that of "none", over the sum.
         negative_weights: of wrong prompts: "own" softmax weights, or the "positive"'s.
         task_names: what the network was trained for; not used in computing.
 
@@ -74,7 +75,7 @@ class ModelConfig:
             _count(name, getattr(self, name))
         _count("num_prompts", self.num_prompts, least=0)
         _one_of("norm_bias", self.norm_bias, (True, False))
-        _one_of("normalize", self.normalize, ("none", "topk"))
+        _one_of("normalize", self.normalize, ("none", "topk", "straight_through"))
         _one_of("negative_weights", self.negative_weights, ("own", "positive"))
         if not (isinstance(self.ffn_expansion, (int, float)) and self.ffn_expansion * self.dim >= 1):
             raise ValueError(
@@ -161,7 +162,7 @@ def check_architecture(name: object) -> None:
 def _warn_constant_weight() -> None:
     warnings.warn(
         "normalize='topk' with top_k=1 makes every prompt weight 1, so the router gets no gradient and "
-        "never learns: use normalize='none' or top_k >= 2",
+        "never learns: use normalize='straight_through', 'none' or top_k >= 2",
         stacklevel=5,
     )
 

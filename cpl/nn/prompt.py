@@ -4,7 +4,8 @@ With p = softmax(router(mean over H, W of x)) and idx the k largest of p (ties t
 
     prompt = conv3x3(resize(sum_i p[idx_i] * pool[idx_i], (H, W)))
 
-The weights are not renormalised (``normalize="topk"`` makes them sum to 1). k = N is PromptIR's module.
+The weights are not renormalised (``normalize="topk"`` and "straight_through" make them sum to 1). k = N is PromptIR's
+module.
 
 **Negative route.** The same with k indices drawn uniformly, without repetition, among the N - k that
 the router does *not* choose; no gradient. Each negative image is judged by its own features: deeper
@@ -33,6 +34,9 @@ from cpl_kernels import aggregate_prompts, route_negatives, route_topk, sparse_p
 # Odd constants that set the levels' random streams apart. An exclusive or with a constant keeps the
 # seed uniform, and, unlike seed + level, cannot make a counter-based generator overlap with itself.
 _STREAMS = {1: 0x2545F4914F6CDD1D, 2: 0x5851F42D4C957F2D, 3: 0x369DEA0F31A53F85}
+
+
+_CERTAIN = 1e4  # a logit so far above the others that their softmax is 0 in fp64 too
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class SparsePromptModule(nn.Module):
         num_prompts: N.
         prompt_channels, prompt_size: each prompt is [prompt_channels, prompt_size, prompt_size].
         top_k: k, 1 <= k <= N.
-        normalize: "none" or "topk".
+        normalize: "none", "topk" or "straight_through"; see :func:`cpl_kernels.route_topk`.
         negative_weights: the weights of a negative's prompts: "own", their softmax values (they go to 0 as the
             router sharpens, and a wrong prompt becomes no prompt), or "positive", those of the k
             prompts that the router would choose.
@@ -103,9 +107,12 @@ class SparsePromptModule(nn.Module):
     Attributes:
         watcher: None, or a function that is called with (level, router logits [B, N]) whenever prompts are
             chosen on the positive route; see :func:`cpl.inference.routing.watch_routing`.
+        forced: None, or indices [B] or [1] of the prompts that images get whatever the router says; see
+            :func:`cpl.inference.routing.force_prompts`.
     """
 
     watcher: Callable[[int, Tensor], None] | None = None
+    forced: Tensor | None = None
 
     def __init__(
         self,
@@ -173,8 +180,19 @@ class SparsePromptModule(nn.Module):
         Written without a matrix product, which autocast would round to bf16: which prompt is chosen
         should not hang on that, and the router is far too small to be worth it.
         """
+        if self.forced is not None:
+            return self._forced_logits(mean)
         router = self.linear_layer
         return (mean.unsqueeze(1) * router.weight).sum(-1) + router.bias
+
+    def _forced_logits(self, mean: Tensor) -> Tensor:
+        """Logits whose softmax is 1 at the forced prompts and 0 elsewhere, for means [B, C] or [count * B, C]."""
+        assert self.forced is not None
+        indices = self.forced.to(mean.device)
+        if mean.shape[0] % len(indices):
+            raise ValueError(f"{len(indices)} forced prompts cannot serve {mean.shape[0]} images: give one for each")
+        one_hot = F.one_hot(indices, self.linear_layer.out_features).to(mean.dtype)
+        return _CERTAIN * one_hot.repeat(mean.shape[0] // len(indices), 1)
 
     def mixture(self, mean: Tensor) -> Tensor:
         """The weighted sum [C', S, S] of the prompts chosen for an image whose features have that mean [C]."""

@@ -49,6 +49,14 @@ def criterion(config: TrainConfig) -> nn.Module | None:
     )
 
 
+def routing(config: TrainConfig) -> nn.Module | None:
+    """What is added to the loss for the routers' sake; None where nothing is."""
+    from cpl.losses import RoutingLoss
+
+    section = config.loss.routing
+    return RoutingLoss(section.task, section.balance, section.information) if section.any else None
+
+
 def initialise(network: nn.Module, path: str) -> list[str]:
     """Load into ``network`` what fits of the checkpoint ``path``; returns lines naming what does not.
 

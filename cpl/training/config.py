@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cpl.data.config import DataConfig
 from cpl.models import MODELS
@@ -35,7 +36,7 @@ class ModelSection(Section):
     name: str = "cplir"
     num_prompts: int | None = Field(default=None, ge=1, description="prompts per pool")
     top_k: int | None = Field(default=None, ge=1, description="prompts chosen per image")
-    normalize: Literal["none", "topk"] | None = None
+    normalize: Literal["none", "topk", "straight_through"] | None = None
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="further create_model overrides (dim, num_blocks, ...)"
     )
@@ -46,6 +47,20 @@ class ModelSection(Section):
         if name not in tuple(MODELS):
             raise ValueError(f"must be one of {', '.join(MODELS)}")
         return name
+
+
+class RoutingSection(Section):
+    """What is added to the loss for the routers' sake, by weight; see :class:`cpl.losses.RoutingLoss`."""
+
+    task: NonNegative = Field(default=0.0, description="cross entropy with the task, whose prompt is its number's")
+    balance: NonNegative = Field(default=0.0, description="that all prompts are used alike")
+    information: NonNegative = Field(
+        default=0.0, description="minus the mutual information of image and prompt; looks at no labels"
+    )
+
+    @property
+    def any(self) -> bool:
+        return bool(self.task or self.balance or self.information)
 
 
 class LossSection(Section):
@@ -62,6 +77,7 @@ class LossSection(Section):
     temperature: Positive = 0.1
     num_negatives: int = Field(default=4, ge=1)
     negative_weights: Literal["own", "positive"] = "own"
+    routing: RoutingSection = RoutingSection()
 
 
 class OptimizerSection(Section):
@@ -144,6 +160,8 @@ class TrainConfig(Section):
                 f"loss.kind=cpr needs wrong prompts, which {self.model.name} has not; take loss.kind=l1 or "
                 "model.name=cplir"
             )
+        if self.loss.routing.any and self.model.name == "restormer":
+            raise ValueError("loss.routing is for routers, which restormer has not; take model.name=cplir")
         if self.schedule.min_lr > self.optimizer.lr:
             raise ValueError(
                 f"schedule.min_lr={self.schedule.min_lr} is above optimizer.lr={self.optimizer.lr}; lower it"
@@ -170,6 +188,8 @@ class TrainConfig(Section):
     def differences(self, stored: dict[str, Any]) -> list[str]:
         """``field: stored X, now Y`` for everything that would change the course of a resumed run."""
         now = self.model_dump(mode="json")
+        with contextlib.suppress(ValidationError):  # one that an older cpl wrote lacks what came since: the defaults
+            stored = TrainConfig.model_validate(stored).model_dump(mode="json")
         lines: list[str] = []
         for key in sorted(now.keys() | stored.keys()):
             lines += _differ(key, stored.get(key), now.get(key))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -50,6 +50,15 @@ def check_data(config: TrainConfig) -> None:
     if problems:
         more = f" (and {len(problems) - 3} more: see cpl data check)" if len(problems) > 3 else ""
         raise CplError("; ".join(problems[:3]) + more)
+
+
+def check_prompts(config: TrainConfig, tasks: Sequence[str], num_prompts: int) -> None:
+    """Raises CplError when tasks are to choose prompts by their numbers and there are not enough."""
+    if config.loss.routing.task and len(tasks) > num_prompts:
+        raise CplError(
+            f"loss.routing.task gives each task a prompt, and {len(tasks)} tasks have {num_prompts}: give "
+            f"model.num_prompts={len(tasks)}, or loss.routing.task=0"
+        )
 
 
 def check_disk(run: Path, model: nn.Module, config: TrainConfig) -> None:

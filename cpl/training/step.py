@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cpl.nn.prompt import SparsePromptModule
 from cpl_kernels import NonFiniteError
 
 
 class StepOutput(NamedTuple):
     """``loss``: scalar; ``mse``: [B], of the restored image clipped to [0, 1], without gradient;
-    ``parts``: the loss's terms, scalars without gradient."""
+    ``parts``: the loss's terms, scalars without gradient; ``logits``: level -> [B, N] of the routers, without gradient.
+    """
 
     loss: Tensor
     mse: Tensor
     parts: dict[str, Tensor]
+    logits: dict[int, Tensor]
 
 
 class TrainingStep(nn.Module):
@@ -32,42 +37,78 @@ class TrainingStep(nn.Module):
             ``forward_with_negatives(x, K, generator)``.
         criterion: ``criterion(restored, target, negatives, return_parts)``; None is plain L1.
         num_negatives: K, negatives per image.
+        routing: ``routing(logits {level: [B, N]}, tasks [B])``, which is added to the loss.
     """
 
-    def __init__(self, model: nn.Module, criterion: nn.Module | None = None, num_negatives: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module | None = None,
+        num_negatives: int = 0,
+        routing: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         if (criterion is None) != (num_negatives == 0):
             raise ValueError(
                 f"negatives serve a contrastive criterion only, got {criterion} and {num_negatives}"
             )
         self.model, self.criterion, self.num_negatives = model, criterion, num_negatives
+        self.routing = routing
+        self._routers = [m for m in model.modules() if isinstance(m, SparsePromptModule)]
 
-    def forward(self, degraded: Tensor, target: Tensor, draw: int, want_parts: bool = False) -> StepOutput:
+    def forward(
+        self,
+        degraded: Tensor,
+        target: Tensor,
+        draw: int,
+        want_parts: bool = False,
+        tasks: Tensor | None = None,
+    ) -> StepOutput:
         """``draw`` seeds the negative prompts of this batch; the same number draws the same ones.
 
         ``want_parts``: the loss's terms too, which may cost another pass of the feature network.
+        ``tasks``: [B], what was done to each image, which ``routing`` needs.
         """
         try:
-            return self._measure(degraded, target, draw, want_parts)
+            return self._measure(degraded, target, draw, want_parts, tasks)
         except NonFiniteError:
             # On a CPU the router refuses NaN features. To training that is a non-finite loss like any other,
             # and it must have a backward pass, or the other ranks would wait for this one's gradients.
             parameters = [p for p in self.model.parameters() if p.requires_grad]
             loss = torch.stack([p.sum() for p in parameters]).sum() * math.nan
-            return StepOutput(loss, torch.full((len(degraded),), math.nan, device=degraded.device), {})
+            return StepOutput(loss, torch.full((len(degraded),), math.nan, device=degraded.device), {}, {})
 
-    def _measure(self, degraded: Tensor, target: Tensor, draw: int, want_parts: bool) -> StepOutput:
+    def _measure(
+        self, degraded: Tensor, target: Tensor, draw: int, want_parts: bool, tasks: Tensor | None
+    ) -> StepOutput:
         parts: dict[str, Tensor] = {}
-        if self.criterion is None:
-            restored = self.model(degraded)
-            loss = F.l1_loss(restored, target)
-        else:
-            generator = torch.Generator().manual_seed(draw)
-            restored, negatives = self.model.forward_with_negatives(  # type: ignore[operator]
-                degraded, self.num_negatives, generator
-            )
-            result = self.criterion(restored, target, negatives, return_parts=want_parts)
-            loss, parts = result if want_parts else (result, {})
+        with self._watched() as logits:
+            if self.criterion is None:
+                restored = self.model(degraded)
+                loss = F.l1_loss(restored, target)
+            else:
+                generator = torch.Generator().manual_seed(draw)
+                restored, negatives = self.model.forward_with_negatives(  # type: ignore[operator]
+                    degraded, self.num_negatives, generator
+                )
+                result = self.criterion(restored, target, negatives, return_parts=want_parts)
+                loss, parts = result if want_parts else (result, {})
+        if self.routing is not None:
+            term = self.routing(logits, tasks)
+            loss = loss + term
+            parts = parts | {"routing": term.detach()}
         with torch.no_grad():
             mse = (restored.float().clamp(0, 1) - target.float()).square().mean(dim=(1, 2, 3))
-        return StepOutput(loss, mse, parts)
+        return StepOutput(loss, mse, parts, {level: values.detach() for level, values in logits.items()})
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[dict[int, Tensor]]:
+        """The routers' logits of what is restored inside, with their graph."""
+        logits: dict[int, Tensor] = {}
+        for router in self._routers:
+            router.watcher = logits.__setitem__
+        try:
+            yield logits
+        finally:
+            for router in self._routers:
+                router.watcher = None

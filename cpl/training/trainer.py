@@ -24,6 +24,7 @@ from cpl.training.config import TrainConfig
 from cpl.training.guard import NonFiniteGuard
 from cpl.training.progress import Reporter
 from cpl.training.resume import Resume
+from cpl.training.routing import RoutingMeter, flat
 from cpl.training.sampler import StepBatchSampler
 from cpl.training.signals import StopSignals, ignore_interrupt
 from cpl.training.step import TrainingStep
@@ -108,6 +109,7 @@ class Trainer:
         self.steps = config.steps or math.ceil((config.epochs or 0) * epoch)
         self.schedule = build.schedule(config, self.steps, epoch)
         model = build.model(config, tuple(self.dataset.tasks)).to(self.accelerator.device)
+        preflight.check_prompts(config, self.dataset.tasks, model.config.num_prompts)
         fitted = build.initialise(model, config.init) if config.init and self._resume is None else []
         preflight.check_disk(self.run_dir, model, config)
 
@@ -117,8 +119,13 @@ class Trainer:
             self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
         criterion = build.criterion(config)
         self.module = TrainingStep(
-            model, criterion, config.loss.num_negatives if criterion is not None else 0
+            model,
+            criterion,
+            config.loss.num_negatives if criterion is not None else 0,
+            build.routing(config),
         )
+        self.routers = RoutingMeter(len(self.dataset.tasks)) if model.config.prompting == "sparse" else None
+        self._warn_if_flat = self.routers is not None and len(self.dataset.tasks) > 1
         self.wrapped = self.accelerator.prepare(self.module)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = build.optimizer(config, model)
@@ -199,6 +206,7 @@ class Trainer:
                 figures, rate = meter.take(self.accelerator, self.per_step)
                 figures |= {f"loss/{name}": float(value) for name, value in self._parts.items()}
                 figures["learning_rate"] = self.schedule(self.step - 1)
+                figures |= self._routing_figures()
                 self.report.log(self.step, figures, rate)
             due = config.validate_every is not None and self.step % config.validate_every == 0
             if (due or last) and not signal:
@@ -216,13 +224,17 @@ class Trainer:
         device = self.accelerator.device
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.step)
+        tasks = batch["task"].to(device, non_blocking=True)
         output = self.wrapped(
             batch["degraded"].to(device, non_blocking=True),
             batch["target"].to(device, non_blocking=True),
             draw_seed(self.config.seed, self.step, self.rank),
             (self.step + 1) % self.config.log_every == 0,
+            tasks,
         )
         self._parts = output.parts
+        if self.routers is not None and output.logits:
+            self.routers.add(output.logits, tasks)
         self.accelerator.backward(output.loss)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
         # One exchange a step, so that all ranks skip, stop and save at the same one.
@@ -247,6 +259,18 @@ class Trainer:
             meter.add(output.loss.detach(), output.mse)
         self.optimizer.zero_grad(set_to_none=True)
         return signal
+
+    def _routing_figures(self) -> dict[str, float]:
+        """What this process's routers did since the last ones; says once if they do not choose."""
+        figures = {} if self.routers is None else self.routers.take()
+        if self._warn_if_flat and self.step >= self.steps / 10:
+            self._warn_if_flat = False
+            if flat(figures):
+                self.report.say(
+                    f"warning: after {self.step} of {self.steps} steps the routers choose the same prompts whatever the "
+                    "task is, so the prompts do nothing yet; see docs/model.md, \"Routers that choose\""
+                )
+        return figures
 
     def _largest(self, flags: Tensor) -> list[int]:
         if self.ranks > 1:

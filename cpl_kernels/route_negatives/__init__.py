@@ -28,7 +28,7 @@ def route_negatives(
     The k indices of a draw are distinct; every ordered selection is equally likely, to within
     k * 2^-64, and draws are independent. With p = softmax(logits[b]) and g the weights of route_topk:
 
-        weights[j, b, i] = p[indices[j, b, i]]     weights="own"; with normalize="topk" over their sum
+        weights[j, b, i] = p[indices[j, b, i]]     weights="own"; over their sum but with normalize="none"
         weights[j, b, i] = g[b, i]                 weights="positive": the chosen prompts', in order
 
     "own" is the published way; as the router sharpens, the weights of unlikely prompts go to 0, and
@@ -47,7 +47,7 @@ def route_negatives(
         seed: int64, shape [] or [1], any device; instead of a generator. For torch.compile with
             fullgraph=True and for CUDA graphs give this; for the latter on the device of logits.
         weights: "own" or "positive".
-        normalize: "none" or "topk", as for route_topk.
+        normalize: "none", "topk" or "straight_through", as for route_topk; the last two are one here.
         backend: "reference", "native", "triton" or "cuda"; None picks the default for the device.
 
     Returns:
@@ -92,7 +92,7 @@ def route_negatives(
         k,
         num_negatives,
         weights == "positive",
-        normalize == "topk",
+        normalize != "none",
         backends.requested("route_negatives", backend),
     )
 

@@ -13,6 +13,8 @@ from cpl_kernels.mapping import Rows
 from cpl_kernels.registration import register_differentiable
 from cpl_kernels.route_topk import values
 
+NORMALIZE = ("none", "topk", "straight_through")
+
 _warned = False
 
 
@@ -27,7 +29,7 @@ def check(logits: Tensor, k: int, normalize: str) -> None:
         raise ValueError(
             f"k must be from 1 to N = {prompts} (logits is {tuple(checks.sizes(logits))}), got {k}"
         )
-    checks.one_of("normalize", normalize, ("none", "topk"))
+    checks.one_of("normalize", normalize, NORMALIZE)
 
 
 def warn_if_cut(k: int, renormalize: bool) -> None:
@@ -37,7 +39,7 @@ def warn_if_cut(k: int, renormalize: bool) -> None:
         _warned = True
         warnings.warn(
             'route_topk: normalize="topk" with k=1 makes every weight 1, so the router gets no gradient '
-            'and does not learn; use normalize="none" or k >= 2',
+            'and does not learn; use normalize="straight_through", "none" or k >= 2',
             stacklevel=2,
         )
 

@@ -62,7 +62,7 @@ def sparse_prompt(
         prompts: [N, C, S_h, S_w], as for aggregate_prompts.
         k: how many prompts to mix, 1 <= k <= N.
         size: (H, W), one int for both, or None for that of the prompts.
-        normalize: "none" or "topk", as for route_topk.
+        normalize: "none", "topk" or "straight_through", as for route_topk.
         return_used: give the mask of the prompts that were chosen as well, as aggregate_prompts does.
         backend: "reference", "native", "triton" or "cuda"; None picks the default for the device.
 

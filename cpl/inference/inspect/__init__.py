@@ -7,7 +7,7 @@ report   all of it as files and one page
 """
 
 from cpl.inference.inspect.measure import CLEAN, Inspected, Inspection, inspect_model
-from cpl.inference.inspect.report import FILES, write_report
+from cpl.inference.inspect.report import FILES, summary, write_report
 from cpl.inference.inspect.usage import Likely, Usage, read_usage, router_fingerprint
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "inspect_model",
     "read_usage",
     "router_fingerprint",
+    "summary",
     "write_report",
 ]

@@ -128,6 +128,7 @@ dd {{ margin: 0; overflow-wrap: anywhere }}
 of the size, is decided first, and level 1, on half of it, last. A network that tells degradations apart gives
 its rows different columns.</p>
 {_image(contents["usage.png"], "image/png", "prompt usage")}
+{_information(usage)}
 {judged}
 <h2>Right and wrong prompts</h2>
 {wrong}
@@ -139,6 +140,36 @@ its rows different columns.</p>
 </body>
 </html>
 """
+
+
+def summary(inspection: Inspection, usage: Usage) -> list[str]:
+    """What matters, in a line or two: whether routers tell degradations apart, and what wrong prompts cost."""
+    lines = []
+    known = {level: value for level, value in usage.information.items() if value is not None}
+    if known:
+        parts = ", ".join(f"{value:.0%} at level {level}" for level, value in sorted(known.items(), reverse=True))
+        lines.append(f"the choice of a prompt tells {parts} of what there is to tell of the degradation")
+    if not inspection.without_negatives:
+        costs = [
+            right - wrong
+            for task in inspection.degradations
+            if (right := inspection.mean(task, "restored_psnr")) is not None
+            and (wrong := inspection.mean(task, "negative_psnr")) is not None
+        ]
+        if costs:
+            lines.append(f"wrong prompts cost {math.fsum(costs) / len(costs):.2f} dB on the mean of the degradations")
+    return lines
+
+
+def _information(usage: Usage) -> str:
+    known = [(level, value) for level, value in usage.information.items() if value is not None]
+    if not known:
+        return ""
+    rows = "".join(f"<tr><td>level {level}</td><td>{value:.2f}</td></tr>" for level, value in reversed(known))
+    return (
+        "<p>What the choice of a prompt tells of the degradation (mutual information, as a part of what there is to "
+        f"tell: 0 nothing, 1 all):</p><table><tbody>{rows}</tbody></table>"
+    )
 
 
 def _table(inspection: Inspection) -> str:

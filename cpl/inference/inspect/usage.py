@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from cpl.errors import CplError
 from cpl.files import atomic_write
 from cpl.inference.inspect.measure import Inspected
-from cpl.inference.routing import Choice, with_prompts
+from cpl.inference.routing import Choice, mutual_information, with_prompts
 from cpl.models.config import LEVELS
 
 FORMAT, FORMAT_VERSION = "cpl-prompt-usage", 1
@@ -86,6 +87,17 @@ class Usage:
                 usage.right += found.decided and found.tasks == [image.task]
         return usage
 
+    @property
+    def information(self) -> dict[int, float | None]:
+        """Level -> what the first choice tells of the degradation: their mutual information as a part of what there is to
+        tell, each degradation counting alike; 1: all. None for a network that takes several prompts for an image."""
+        found: dict[int, float | None] = {}
+        for level in LEVELS:
+            table = torch.tensor([levels[level].chosen for levels in self.tasks.values()], dtype=torch.float64)
+            one_each = bool(((table.sum(1) - 1).abs() < 1e-6).all())
+            found[level] = mutual_information(table) / math.log2(len(table)) if one_each and len(table) > 1 else None
+        return found
+
     def likely(self, choices: Iterable[Choice]) -> Likely:
         """How much a photo's ``choices`` look like those of each task.
 
@@ -130,6 +142,7 @@ class Usage:
                 for task, levels in self.tasks.items()
             },
             "spread": {f"level{level}": list(values) for level, values in self.spread.items()},
+            "information": {f"level{level}": value for level, value in self.information.items()},
             "named_rightly": {"right": self.right, "of": self.judged},
             "info": self.info,
         }

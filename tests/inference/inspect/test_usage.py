@@ -48,6 +48,22 @@ def test_shares_and_choices_are_means_over_photos() -> None:
     assert usage.tasks["rain"][3].shares == pytest.approx((0.15, 0.85))
 
 
+def test_information_is_a_part_of_what_there_is_to_tell() -> None:
+    usage = Usage.of([*SHARP, image("rain", "c", (0.6, 0.4), (0.1, 0.9))])
+    assert usage.information[3] == pytest.approx(1)  # noise always the first prompt, rain always the second
+    # Level 1: noise (1, 0), rain (2/3, 1/3), so all (5/6, 1/6): H(5/6, 1/6) - (0 + H(2/3, 1/3)) / 2
+    of_all, of_rain = (-(p * math.log2(p) + (1 - p) * math.log2(1 - p)) for p in (5 / 6, 2 / 3))
+    assert usage.information[1] == pytest.approx(of_all - of_rain / 2)
+    assert Usage.of(SHARP[:2]).information == {1: None, 2: None, 3: None}  # one degradation: nothing to tell
+
+
+def test_information_needs_one_prompt_an_image() -> None:
+    def two(task: str) -> Inspected:
+        return Inspected(task, "a", tuple(Choice(n, (0.6, 0.4), (0, 1), (0.6, 0.4)) for n in (1, 2, 3)), 20.0, 25.0)
+
+    assert Usage.of([two("noise"), two("rain")]).information == {1: None, 2: None, 3: None}
+
+
 def test_spread_is_within_degradations() -> None:
     spread = Usage.of(SHARP).spread
     # noise 0.9 and 0.7, rain 0.2 and 0.6: squares 2 * 0.1^2 + 2 * 0.2^2 over 4 - 2 degrees of freedom

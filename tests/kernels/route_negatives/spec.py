@@ -48,7 +48,7 @@ def naive(
     shape = (num_negatives, logits.shape[0], k)
     w = torch.stack(weighed).reshape(shape) if weighed else logits.new_zeros(shape)
     indices = torch.tensor(drawn, dtype=torch.int64).reshape(shape)
-    return (w / w.sum(2, keepdim=True) if normalize == "topk" else w), indices
+    return (w if normalize == "none" else w / w.sum(2, keepdim=True)), indices
 
 
 def case(
@@ -111,7 +111,7 @@ SPEC = OpSpec(
         st.integers(1, 5),
         st.integers(1, 4),
         st.sampled_from(["own", "positive"]),
-        st.sampled_from(["none", "topk"]),
+        st.sampled_from(["none", "topk", "straight_through"]),
         st.sampled_from([distinct, rounded]),
         st.integers(-(2**63), 2**63 - 1),
     ),

@@ -21,7 +21,10 @@ def naive(logits: Tensor, k: int, normalize: str) -> tuple[Tensor, Tensor]:
     indices = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), k)
     p = (logits - logits.detach().amax(1, keepdim=True)).exp()
     p = (p / p.sum(1, keepdim=True)).gather(1, indices)
-    return (p / p.sum(1, keepdim=True) if normalize == "topk" else p), indices
+    if normalize == "none":
+        return p, indices
+    total = p.sum(1, keepdim=True)
+    return p / (total if normalize == "topk" else total.detach()), indices
 
 
 def distinct(rng: torch.Generator, shape: Sequence[int]) -> Tensor:
@@ -70,6 +73,8 @@ SPEC = OpSpec(
         case("equal", "all tie", (3, 9), 3, "topk", lambda rng, shape: torch.full(tuple(shape), 3.0).double()),
         case("1e4", "exp overflows without the maximum taken off", (4, 6), 2, logits=lambda *a: 1e4 * rounded(*a)),
         case("1e4, renormalised", "as above", (4, 6), 2, "topk", lambda *a: 1e4 * rounded(*a)),
+        case("straight through", "one weight, 1, whose gradient is that of p over p", (4, 5), 1, "straight_through"),
+        case("straight through, three", "the sum is a constant to the gradient", (3, 7), 3, "straight_through"),
         case("no images", "sums over nothing", (0, 5), 2),
     ),
     small=(
@@ -82,7 +87,7 @@ SPEC = OpSpec(
         st.integers(0, 9),
         st.integers(1, 70),
         st.integers(0, 100),
-        st.sampled_from(["none", "topk"]),
+        st.sampled_from(["none", "topk", "straight_through"]),
         st.sampled_from([distinct, rounded]),
     ),
     outputs={"weights": RULE, "indices": EXACT},
@@ -97,7 +102,7 @@ SPEC = OpSpec(
         "k float": Bad(lambda: call(L, 1.0), TypeError, "k must be an int, got float"),  # type: ignore[arg-type]
         "k bool": Bad(lambda: call(L, True), TypeError, "k must be an int, got bool"),
         "no prompts": Bad(lambda: call(L[:, :0], 1), ValueError, "N = 0"),
-        "normalize": Bad(lambda: call(L, 1, "sum"), ValueError, "'none', 'topk', got 'sum'"),
+        "normalize": Bad(lambda: call(L, 1, "sum"), ValueError, "'none', 'topk', 'straight_through', got 'sum'"),
         "backend": Bad(lambda: call(L, 1, backend="fast"), ValueError, "'reference'.*'fast'"),
         "NaN": Bad(lambda: call(L * torch.nan, 1), cpl_kernels.NonFiniteError, "no softmax in row 0.*nan"),
     },

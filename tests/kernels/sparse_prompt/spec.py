@@ -21,8 +21,9 @@ def naive(logits: Tensor, prompts: Tensor, k: int, size: Size, normalize: str) -
     """PromptIR's dense formula with all but the k largest weights cut."""
     p = logits.softmax(1)
     p = torch.where(logits >= logits.topk(k, dim=1).values[:, -1:], p, 0)
-    if normalize == "topk":
-        p = p / p.sum(1, keepdim=True)
+    if normalize != "none":
+        total = p.sum(1, keepdim=True)
+        p = p / (total if normalize == "topk" else total.detach())
     y = torch.einsum("bn,nchw->bchw", p.to(prompts.dtype), prompts)
     return y if size is None else F.interpolate(y, size, mode="bilinear", align_corners=False)
 
@@ -93,7 +94,7 @@ SPEC = OpSpec(
         st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
         st.integers(0, 9),
         st.none() | st.tuples(st.integers(0, 26), st.integers(0, 26)),
-        st.sampled_from(["none", "topk"]),
+        st.sampled_from(["none", "topk", "straight_through"]),
     ),
     differentiable=("logits", "prompts"),
     autocast={"logits": WIDEN},

@@ -1,0 +1,72 @@
+"""What is compared: networks that differ in their prompts alone, and each task by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.ablation.data import TASKS
+from cpl.models import MODELS, Restorer, create_model
+
+SIZE = "cplir-tiny"  # of all arms
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        about: what it is, for the table.
+        model: overrides of the network; ``top_k`` None: dense prompts, ``num_prompts`` 0: none.
+        cpr: arguments of ContrastivePromptRegularization, or None for L1 alone.
+        routing: arguments of RoutingLoss, or None.
+        oracle: each image gets the prompt of its true task.
+        only: the one task that is trained, a fifth as many images.
+        router_rate: the learning rate of routers and prompts, over that of the rest.
+    """
+
+    about: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    cpr: Mapping[str, Any] | None = None
+    routing: Mapping[str, float] | None = None
+    oracle: bool = False
+    only: str | None = None
+    router_rate: float = 1.0
+
+    def network(self) -> Restorer:
+        """With fresh weights."""
+        size = {
+            name: value for name, value in MODELS[SIZE].to_dict().items() if name in ("dim", "num_blocks", "num_refinement_blocks", "prompt_channels")
+        }  # fmt: skip
+        if self.model.get("num_prompts") == 0:
+            return create_model("restormer", **size)
+        if "top_k" in self.model and self.model["top_k"] is None:
+            return create_model("promptir", **size)
+        return create_model(SIZE, **self.model)
+
+
+# Without ImageNet's weights; frozen VGG16 layers of a quarter of the width, drawn at random.
+_CPR = {"features": "random", "weight": 1e-3}
+_WHOLE = {"normalize": "straight_through"}
+
+ARMS: Mapping[str, Arm] = {
+    "none": Arm("no prompts (Restormer)", {"num_prompts": 0}),
+    "dense": Arm("dense prompts (PromptIR)", {"top_k": None}),
+    "sparse": Arm("one of five prompts, as published (CPL's SPM)"),
+    "oracle": Arm("the true task's prompt, at weight 1", _WHOLE, oracle=True),
+    "cpr subtractive": Arm("SPM + CPR, subtractive", cpr={**_CPR, "form": "subtractive"}),
+    "cpr ratio": Arm("SPM + CPR, ratio", cpr={**_CPR, "form": "ratio"}),
+    "cpr infonce": Arm("SPM + CPR, infonce", cpr={**_CPR, "form": "infonce"}),
+    "straight through": Arm("SPM, the chosen prompt at weight 1", _WHOLE),
+    "information": Arm("so, + information 0.01", _WHOLE, routing={"information": 0.01}),
+    "balance": Arm("so, + balance 0.01", _WHOLE, routing={"balance": 0.01}),
+    "task": Arm("so, + cross entropy with the task 0.01", _WHOLE, routing={"task": 0.01}),
+    "task, published weights": Arm("SPM as published + cross entropy with the task 0.01", routing={"task": 0.01}),
+    "rate": Arm("straight through, routers and prompts at 5 times the rate", _WHOLE, router_rate=5.0),
+    "task + cpr": Arm(
+        "cross entropy with the task, + CPR with wrong prompts at the positive's weight",
+        {**_WHOLE, "negative_weights": "positive"}, cpr={**_CPR, "form": "ratio"}, routing={"task": 0.01},
+    ),
+    **{f"alone {task}": Arm(f"{task} alone, no prompts", {"num_prompts": 0}, only=task) for task in TASKS},
+}  # fmt: skip

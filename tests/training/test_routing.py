@@ -1,0 +1,64 @@
+"""What a run says of its routers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cpl.inference.routing import mutual_information
+from cpl.losses import RoutingLoss
+from cpl.models import create_model
+from cpl.training.routing import RoutingMeter, flat
+from cpl.training.step import TrainingStep
+
+
+def test_information_of_a_known_table() -> None:
+    assert mutual_information(torch.eye(4)) == pytest.approx(2)  # bits
+    assert mutual_information(torch.ones(4, 4)) == pytest.approx(0)
+    assert mutual_information(torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]])) == pytest.approx(1)
+
+
+def test_a_meter_tells_choosing_from_flat() -> None:
+    tasks = torch.arange(5).repeat(40)
+    meter = RoutingMeter(5)
+    by_task = 3.0 * torch.nn.functional.one_hot(tasks, 5).float()
+    meter.add({3: by_task, 1: torch.randn(200, 5, generator=torch.Generator().manual_seed(0))}, tasks)
+    figures = meter.take()
+    assert figures["routing/information3"] == pytest.approx(1, abs=0.03)
+    assert figures["routing/information1"] < 0.03
+    assert sum(figures[f"routing/share3/{n}"] for n in range(5)) == pytest.approx(1)
+    assert not flat(figures)
+    assert meter.take() == {}  # it begins anew
+    meter.add({3: torch.zeros(200, 5)}, tasks)
+    assert flat(meter.take())
+
+
+def test_one_task_has_nothing_to_tell() -> None:
+    meter = RoutingMeter(1)
+    meter.add({1: torch.zeros(4, 5)}, torch.zeros(4, dtype=torch.int64))
+    figures = meter.take()
+    assert not any("information" in name for name in figures)
+    assert not flat(figures)
+
+
+@pytest.mark.parametrize("normalize", ["none", "straight_through"])
+def test_a_step_reaches_the_routers(normalize: str) -> None:
+    """By the restored image, whatever weight the chosen prompt has, and by the routing loss."""
+    torch.manual_seed(0)
+    model = create_model("cplir-tiny", normalize=normalize)
+    x = torch.rand(2, 3, 16, 16)
+    router = model.prompt3.linear_layer.weight
+
+    def gradient(routing: RoutingLoss | None) -> torch.Tensor:
+        model.zero_grad()
+        output = TrainingStep(model, routing=routing)(x, x.flip(0), 0, tasks=torch.tensor([0, 1]))
+        output.loss.backward()
+        assert set(output.logits) == {1, 2, 3}
+        assert not any(values.requires_grad for values in output.logits.values())
+        assert router.grad is not None
+        return router.grad.clone()
+
+    alone, both = gradient(None), gradient(RoutingLoss(task=1.0))
+    assert alone.abs().max() > 0
+    assert not torch.allclose(alone, both)
+    assert all(getattr(model, f"prompt{level}").watcher is None for level in (1, 2, 3))
