@@ -26,18 +26,20 @@ def convolution(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
 
-def problem(*shape: int, kernel: int = 3) -> harness.Problem:
+def problem(*shape: int, kernel: int = 3, channels_last: bool = False) -> harness.Problem:
     """``shape``: of the image; that of the kernel stands behind it in the tables, where it is not 3x3."""
 
     def make(device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-        x = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+        memory = torch.channels_last if channels_last else torch.contiguous_format
+        x, dy = (torch.randn(shape, device=device, dtype=dtype).to(memory_format=memory) for _ in range(2))
         weight = torch.randn(shape[1], 1, kernel, kernel, device=device, dtype=dtype, requires_grad=True)
-        return [x, weight], torch.randn(shape, device=device, dtype=dtype)
+        return [x.requires_grad_(), weight], dy
 
     image = torch.Size(shape).numel()
     name = shape if kernel == 3 else (*shape, kernel, kernel)
     # Read and write; the backward reads x and dy and writes dx.
-    return harness.Problem(name, make, {"forward": 2 * image, "forward+backward": 5 * image}, 2 * image)
+    floors = {"forward": 2 * image, "forward+backward": 5 * image}
+    return harness.Problem(name, make, floors, 2 * image, note="channels-last" if channels_last else "")
 
 
 # Three times C = 48, 96, 192, 384: the full model's four levels.
@@ -53,10 +55,15 @@ LARGER = tuple(
     for shape in ((1, 128, 64, 64), (1, 64, 128, 128), (4, 256, 16, 16), (1, 512, 8, 8), (1, 127, 63, 65))
 )
 
+# torch's own layout for convolutions, in which tokens lie too.
+CHANNELS_LAST = tuple(
+    problem(*shape, channels_last=True) for shape in ((1, 128, 64, 64), (1, 512, 16, 16), (4, 64, 32, 32))
+)
+
 BENCH = harness.Bench(
     op="dwconv",
     problems={
-        "cpu": (*(problem(1, *level) for level in LEVELS), *(problem(*shape) for shape in OTHERS), *LARGER),
+        "cpu": (*(problem(1, *level) for level in LEVELS), *(problem(*shape) for shape in OTHERS), *LARGER, *CHANNELS_LAST),
         "cuda": (
             *(problem(8, *level) for level in LEVELS),
             *(problem(8, 128, 64, 64, kernel=kernel) for kernel in (5, 7)),
@@ -64,6 +71,7 @@ BENCH = harness.Bench(
     },
     implementations={
         **harness.ours(ours),
+        "ours, by default": lambda: cpl_kernels.dwconv,
         "reference eager": lambda: definition,
         "conv2d": lambda: convolution,
         "torch.compile of conv2d": harness.compiled(convolution),

@@ -56,6 +56,7 @@ class Problem:
         yardsticks: by a name of YARDSTICKS, a function of the leaves that does only what every implementation does too,
             the plain way. It takes turns with them, so it finds caches and new pages as they do: how near they come
             to it says what the machine leaves to be won. Tiles that stay in caches may beat it.
+        note: stands behind the shape, where that is not all.
     """
 
     shape: tuple[int, ...]
@@ -65,10 +66,11 @@ class Problem:
     flops: Mapping[str, int] = field(default_factory=dict)
     fixed: Callable[[torch.device], tuple[Any, ...]] = lambda device: ()
     yardsticks: Mapping[str, Function] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def id(self) -> str:
-        return "x".join(map(str, self.shape))
+        return " ".join(filter(None, ("x".join(map(str, self.shape)), self.note)))
 
     def bind(self, function: Function, device: torch.device) -> Function:
         """``function`` of the leaves alone."""
