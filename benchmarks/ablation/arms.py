@@ -23,6 +23,7 @@ class Arm:
         routing: arguments of RoutingLoss, or None.
         oracle: each image gets the prompt of its true task.
         only: the one task that is trained, a fifth as many images.
+        pixel: the loss, of PIXEL_LOSSES.
         router_rate: the learning rate of routers and prompts, over that of the rest.
     """
 
@@ -32,6 +33,7 @@ class Arm:
     routing: Mapping[str, float] | None = None
     oracle: bool = False
     only: str | None = None
+    pixel: str = "l1"
     router_rate: float = 1.0
 
     def network(self) -> Restorer:
@@ -64,6 +66,11 @@ ARMS: Mapping[str, Arm] = {
     "task": Arm("so, + cross entropy with the task 0.01", _WHOLE, routing={"task": 0.01}),
     "task, published weights": Arm("SPM as published + cross entropy with the task 0.01", routing={"task": 0.01}),
     "rate": Arm("straight through, routers and prompts at 5 times the rate", _WHOLE, router_rate=5.0),
+    "none, log": Arm("no prompts, each image's error by itself (log_l1)", {"num_prompts": 0}, pixel="log_l1"),
+    "task, log": Arm(
+        "cross entropy with the task, each image's error by itself", _WHOLE, routing={"task": 0.1}, pixel="log_l1"
+    ),
+    "oracle, log": Arm("the true task's prompt, each image's error by itself", _WHOLE, oracle=True, pixel="log_l1"),
     "task + cpr": Arm(
         "cross entropy with the task, + CPR with wrong prompts at the positive's weight",
         {**_WHOLE, "negative_weights": "positive"}, cpr={**_CPR, "form": "ratio"}, routing={"task": 0.01},

@@ -19,6 +19,7 @@ from benchmarks.ablation.data import Crops, as_float
 from cpl.files import atomic_write
 from cpl.inference.routing import force_prompts
 from cpl.losses import ContrastivePromptRegularization, RoutingLoss
+from cpl.losses.pixel import PIXEL_LOSSES
 from cpl.models import Restorer
 from cpl.nn.prompt import SparsePromptModule
 from cpl.training.allocator import keep_freed_memory
@@ -42,6 +43,7 @@ def train(name: str, seed: int, crops: Crops, steps: int, work: Path) -> tuple[R
     kept = work / f"{name.replace(' ', '-')}-{seed}-{steps}.pt"
     if kept.exists():
         run.load(torch.load(kept, weights_only=True))
+    work.mkdir(parents=True, exist_ok=True)
     saved = time.monotonic()
     for _ in track(range(run.step, run.steps), f"{name}, seed {seed}"):
         run.update()
@@ -60,7 +62,8 @@ class _Run:
         self.model = _network(arm, seed)
         criterion = None if arm.cpr is None else ContrastivePromptRegularization(**arm.cpr)
         routing = None if arm.routing is None else RoutingLoss(**arm.routing)
-        self.module = TrainingStep(self.model, criterion, 0 if criterion is None else NEGATIVES, routing)
+        negatives = 0 if criterion is None else NEGATIVES
+        self.module = TrainingStep(self.model, criterion, negatives, routing, PIXEL_LOSSES[arm.pixel])
         self.averaged = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
         self.routed = [p for n, p in self.model.named_parameters() if ".linear_layer." in n or "prompt_param" in n]
         known = {id(p) for p in self.routed}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -38,6 +38,7 @@ class TrainingStep(nn.Module):
         criterion: ``criterion(restored, target, negatives, return_parts)``; None is plain L1.
         num_negatives: K, negatives per image.
         routing: ``routing(logits {level: [B, N]}, tasks [B])``, which is added to the loss.
+        pixel: the loss without a criterion, ``pixel(restored, target)``.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class TrainingStep(nn.Module):
         criterion: nn.Module | None = None,
         num_negatives: int = 0,
         routing: nn.Module | None = None,
+        pixel: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
     ) -> None:
         super().__init__()
         if (criterion is None) != (num_negatives == 0):
@@ -53,7 +55,7 @@ class TrainingStep(nn.Module):
                 f"negatives serve a contrastive criterion only, got {criterion} and {num_negatives}"
             )
         self.model, self.criterion, self.num_negatives = model, criterion, num_negatives
-        self.routing = routing
+        self.routing, self.pixel = routing, pixel
         self._routers = [m for m in model.modules() if isinstance(m, SparsePromptModule)]
 
     def forward(
@@ -85,7 +87,7 @@ class TrainingStep(nn.Module):
         with self._watched() as logits:
             if self.criterion is None:
                 restored = self.model(degraded)
-                loss = F.l1_loss(restored, target)
+                loss = self.pixel(restored, target)
             else:
                 generator = torch.Generator().manual_seed(draw)
                 restored, negatives = self.model.forward_with_negatives(  # type: ignore[operator]

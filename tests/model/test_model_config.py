@@ -53,7 +53,7 @@ def test_the_named_sizes(name, dim, blocks, refinement, pools):
         ({"num_blocks": (1, 2, 3, 0)}, ValueError, r"num_blocks\[3\] must be at least 1, got 0"),
         ({"heads": (3, 2, 4, 8)}, ValueError, "3 heads do not divide the 16 channels"),
         ({"prompt_channels": (16, 33, 64)}, ValueError, "4 heads do not divide the 97 channels of level 2"),
-        ({"normalize": "softmax"}, ValueError, "'none', 'topk', got 'softmax'"),
+        ({"normalize": "softmax"}, ValueError, "'none', 'topk', 'straight_through', got 'softmax'"),
         ({"negative_weights": "mine"}, ValueError, "'own', 'positive', got 'mine'"),
         ({"norm_bias": "no"}, ValueError, "norm_bias must be one of True, False"),
         ({"ffn_expansion": 0.01}, ValueError, "ffn_expansion"),
