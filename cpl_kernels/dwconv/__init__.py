@@ -31,8 +31,8 @@ def dwconv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
 
     Args:
         x: [B, C, H, W], any strides; float32, bfloat16, float16 or float64. Planar is walked as it is and anything
-            else is copied once. Channels-last on a CPU with a 3x3 kernel, in float32 or bfloat16, is torch's convolution,
-            unless a backend is named.
+            else is copied once. Channels-last on a CPU with a 3x3 kernel, in float32 or bfloat16, is torch's
+            convolution, unless a backend is named.
         weight: [C, 1, k, k] with k one of 3, 5, 7; any floating dtype. Other sizes are torch's conv2d's.
         bias: [C], any floating dtype, or None.
         backend: "reference", "native", "triton" or "cuda"; None picks the default for the device.
