@@ -63,7 +63,12 @@ CHANNELS_LAST = tuple(
 BENCH = harness.Bench(
     op="dwconv",
     problems={
-        "cpu": (*(problem(1, *level) for level in LEVELS), *(problem(*shape) for shape in OTHERS), *LARGER, *CHANNELS_LAST),
+        "cpu": (
+            *(problem(1, *level) for level in LEVELS),
+            *(problem(*shape) for shape in OTHERS),
+            *LARGER,
+            *CHANNELS_LAST,
+        ),
         "cuda": (
             *(problem(8, *level) for level in LEVELS),
             *(problem(8, 128, 64, 64, kernel=kernel) for kernel in (5, 7)),

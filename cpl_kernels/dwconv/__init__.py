@@ -31,16 +31,16 @@ def dwconv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
 
     Args:
         x: [B, C, H, W], any strides; float32, bfloat16, float16 or float64. Planar is walked as it is and anything
-            else is copied once, but for channels-last on a CPU with a 3x3 kernel, in float32 or bfloat16: that is torch's
+            else is copied once. Channels-last on a CPU with a 3x3 kernel, in float32 or bfloat16, is torch's
             convolution, unless a backend is named.
         weight: [C, 1, k, k] with k one of 3, 5, 7; any floating dtype. Other sizes are torch's conv2d's.
         bias: [C], any floating dtype, or None.
         backend: "reference", "native", "triton" or "cuda"; None picks the default for the device.
 
     Returns:
-        [B, C, H, W] in the dtype of x, contiguous (channels-last where torch convolves it), computed in float32 (float64 if an input is) and rounded once. Under
-        autocast x is cast to the autocast dtype, as for a convolution; the small weight and bias are
-        not, so that their gradients keep their precision.
+        [B, C, H, W] in the dtype of x, contiguous (channels-last where torch convolves it), computed in float32
+        (float64 if an input is) and rounded once. Under autocast x is cast to the autocast dtype, as for a
+        convolution; the small weight and bias are not, so that their gradients keep their precision.
 
     Where x or the gradient is infinite or NaN, so is what depends on it; on all backends but the reference that may
     be all taps of dweight, also those that see only the zero border (zero times infinity).

@@ -11,7 +11,6 @@ from cpl_kernels.dwconv import reference
 from cpl_kernels.mapping import Rows
 from cpl_kernels.registration import register_differentiable
 
-
 _VARIANTS = {3: "3x3", 5: "5x5", 7: "7x7"}  # as dispatch.py names them
 
 

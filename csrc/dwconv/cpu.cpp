@@ -94,8 +94,8 @@ void forward_small(const DwconvForward& args, const Flat<kSize, A>& flat, int64_
 }
 
 template <int kSize, typename T, typename A>
-void backward_small(const DwconvBackward& args, const Flat<kSize, A>& flat, int64_t first, int64_t end,
-                    int64_t channel, A* memory, double* sums) {
+void backward_small(const DwconvBackward& args, const Flat<kSize, A>& flat, int64_t first, int64_t end, int64_t channel,
+                    A* memory, double* sums) {
   A* const x = memory + flat.bordered();
   flat.template fill_bordered<T>(memory, args.dy, first, end, channel);
   flat.template fill<T>(x, args.x, first, end, channel);
@@ -154,10 +154,9 @@ void dwconv_forward(const DwconvForward& args, int threads) {
     } else {
       const Cut<kSize, A> cut(args.size);
       const int64_t elements = Band<A, kSize / 2>::size(cut.buffered(), args.size.width);
-      parallel_for(batch * channels, threads, sizeof(A) * static_cast<size_t>(elements),
-                   [&](int64_t i, char* scratch) {
-                     forward_plane<kSize, T>(args, cut, i / channels, i % channels, reinterpret_cast<A*>(scratch));
-                   });
+      parallel_for(batch * channels, threads, sizeof(A) * static_cast<size_t>(elements), [&](int64_t i, char* scratch) {
+        forward_plane<kSize, T>(args, cut, i / channels, i % channels, reinterpret_cast<A*>(scratch));
+      });
     }
   });
 }
@@ -187,12 +186,11 @@ void dwconv_backward(const DwconvBackward& args, int threads) {
       const Cut<kSize, A> cut(args.size);
       const int64_t elements =
           Band<A, kSize / 2>::size(cut.buffered(), args.size.width) + Band<A, 0>::size(cut.rows, args.size.width);
-      parallel_for(batch * channels, threads, sizeof(A) * static_cast<size_t>(elements),
-                   [&](int64_t i, char* scratch) {
-                     double* const own = sums + i * kSums;
-                     for (int64_t k = 0; k < kSums; ++k) own[k] = 0;
-                     backward_plane<kSize, T>(args, cut, i / channels, i % channels, reinterpret_cast<A*>(scratch), own);
-                   });
+      parallel_for(batch * channels, threads, sizeof(A) * static_cast<size_t>(elements), [&](int64_t i, char* scratch) {
+        double* const own = sums + i * kSums;
+        for (int64_t k = 0; k < kSums; ++k) own[k] = 0;
+        backward_plane<kSize, T>(args, cut, i / channels, i % channels, reinterpret_cast<A*>(scratch), own);
+      });
       add_sums<kSize, A>(args, sums, batch);
     }
   });

@@ -113,8 +113,7 @@ class Flat {
   }
   Vector masked(const Vector& v, int64_t j, int64_t r) const {
     const A* const mask = reinterpret_cast<const A*>(masks_.data()) + (j * registers_ + r) * Reg::kCount;
-    return reinterpret_cast<Vector>(reinterpret_cast<BitVector>(v) &
-                                    reinterpret_cast<BitVector>(Reg::load(mask)));
+    return reinterpret_cast<Vector>(reinterpret_cast<BitVector>(v) & reinterpret_cast<BitVector>(Reg::load(mask)));
   }
 
   template <int kCount, typename T>

@@ -146,9 +146,7 @@ struct Register {
 #endif
   }
   // In a tree, in fp64.
-  static double sum(const Vector& v) {
-    return sum_halves<kCount / 2>(reinterpret_cast<const A*>(&v));
-  }
+  static double sum(const Vector& v) { return sum_halves<kCount / 2>(reinterpret_cast<const A*>(&v)); }
 
  private:
   // Of 2 * kHalf numbers.

@@ -11,6 +11,9 @@ from cpl.nn.block import KEEP
 from tests.interop import layouts
 from tests.transforms import assert_gradients_of_each_image, assert_same, exported, traced
 
+# test_comparison.py has the whole of it
+pytestmark = pytest.mark.usefixtures("brief_comparison")
+
 CHANNELS = 8
 
 

@@ -67,11 +67,11 @@ def test_a_channels_last_image_is_convolved_as_it_lies(dtype: torch.dtype) -> No
     """By torch, which is several times as fast as a kernel after a copy; the named backends give the same."""
     rng = torch.Generator().manual_seed(4)
     x, dy = (
-        torch.randn(2, 5, 7, 6, generator=rng).to(dtype).to(memory_format=torch.channels_last) for _ in range(2)
+        torch.randn(2, 5, 7, 6, generator=rng).to(dtype).to(memory_format=torch.channels_last)
+        for _ in range(2)
     )
     leaves = [
-        t.requires_grad_()
-        for t in (x, torch.randn(5, 1, 3, 3, generator=rng), torch.randn(5, generator=rng))
+        t.requires_grad_() for t in (x, torch.randn(5, 1, 3, 3, generator=rng), torch.randn(5, generator=rng))
     ]
     ways = {}
     for backend in (None, "reference", *(["native"] if core.available() else [])):
