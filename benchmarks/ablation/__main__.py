@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.ablation import measure
 from benchmarks.ablation.arms import ARMS
-from benchmarks.ablation.data import Crops, prepare
-from benchmarks.ablation.train import BATCH, train
+from benchmarks.ablation.data import TASKS, Crops, prepare
+from benchmarks.ablation.train import OF_EACH_TASK, train
 from benchmarks.facts import facts
 from benchmarks.networks.__main__ import processor
 from cpl.files import atomic_write
@@ -36,13 +36,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--photos", type=Path, required=True, help="a folder of clean photos")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="crops and unfinished runs")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="NAME", help=", ".join(ARMS))
+    parser.add_argument(
+        "--arms", nargs="+", choices=list(ARMS), default=list(ARMS), metavar="NAME", help=", ".join(ARMS)
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=2500, help=f"of {BATCH} crops (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=2500, help=f"of {OF_EACH_TASK} crops of each task (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    crops = prepare(args.photos, args.work, args.steps * BATCH)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    crops = prepare(args.photos, args.work, args.steps * OF_EACH_TASK * len(TASKS))
     for seed in args.seeds:
         for name in args.arms:
             if not any(_is(row, name, seed, args.steps) for row in _rows(args.out)):
@@ -62,7 +67,8 @@ def keep(path: Path, row: dict[str, Any]) -> None:
     """Under a lock, so that several runs may fill one file."""
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = [*_rows(path), row]
+        rows = [other for other in _rows(path) if not _is(other, row["arm"], row["seed"], row["asked_steps"])]
+        rows.append(row)
         rows.sort(key=lambda row: (row["asked_steps"], list(ARMS).index(row["arm"]), row["seed"]))
         with atomic_write(path) as file:
             file.write(json.dumps({"rows": rows}, indent=1).encode() + b"\n")
@@ -79,9 +85,13 @@ def _is(row: dict[str, Any], name: str, seed: int, steps: int) -> bool:
 
 def summary(row: dict[str, Any]) -> str:
     scores = ", ".join(f"{name} {values['restored']:.2f}" for name, values in row["psnr"].items())
-    known = [f"{level['of_entropy']:.2f}" for level in row.get("choices", {}).values()]
+    known = [f"{level['information']:.2f}" for level in row.get("choices", {}).values()]
     wrong = row.get("wrong", {})
-    told = f"; information {' '.join(known)}, wrong prompts cost {sum(wrong.values()) / len(wrong):.2f} dB" if wrong else ""
+    told = (
+        f"; information {' '.join(known)}, wrong prompts cost {sum(wrong.values()) / len(wrong):.2f} dB"
+        if wrong
+        else ""
+    )
     probe = f"; probe {' '.join(f'{p:.2f}' for p in row['probe'].values())}" if "probe" in row else ""
     return f"{row['arm']}, seed {row['seed']}, {row['seconds']:.0f} s: {scores}{told}{probe}"
 

@@ -22,7 +22,7 @@ class Arm:
         cpr: arguments of ContrastivePromptRegularization, or None for L1 alone.
         routing: arguments of RoutingLoss, or None.
         oracle: each image gets the prompt of its true task.
-        only: the one task that is trained, a fifth as many images.
+        only: the one task that is trained, on as many images of it: a fifth of every batch.
         pixel: the loss, of PIXEL_LOSSES.
         router_rate: the learning rate of routers and prompts, over that of the rest.
     """
@@ -53,7 +53,8 @@ _CPR = {"features": "random", "weight": 1e-3}
 _WHOLE = {"normalize": "straight_through"}
 
 ARMS: Mapping[str, Arm] = {
-    "none": Arm("no prompts (Restormer)", {"num_prompts": 0}),
+    "none": Arm("no prompts (Restormer, half the parameters)", {"num_prompts": 0}),
+    "one": Arm("one prompt for all, at weight 1: SPM's network, and nothing to choose", {**_WHOLE, "num_prompts": 1}),
     "dense": Arm("dense prompts (PromptIR)", {"top_k": None}),
     "sparse": Arm("one of five prompts, as published (CPL's SPM)"),
     "oracle": Arm("the true task's prompt, at weight 1", _WHOLE, oracle=True),
@@ -66,14 +67,13 @@ ARMS: Mapping[str, Arm] = {
     "task": Arm("so, + cross entropy with the task 0.01", _WHOLE, routing={"task": 0.01}),
     "task, published weights": Arm("SPM as published + cross entropy with the task 0.01", routing={"task": 0.01}),
     "rate": Arm("straight through, routers and prompts at 5 times the rate", _WHOLE, router_rate=5.0),
-    "none, log": Arm("no prompts, each image's error by itself (log_l1)", {"num_prompts": 0}, pixel="log_l1"),
+    "one, log": Arm("one prompt for all, each image's error by itself (log_l1)", {**_WHOLE, "num_prompts": 1}, pixel="log_l1"),
     "task, log": Arm(
         "cross entropy with the task, each image's error by itself", _WHOLE, routing={"task": 0.1}, pixel="log_l1"
     ),
     "oracle, log": Arm("the true task's prompt, each image's error by itself", _WHOLE, oracle=True, pixel="log_l1"),
     "task + cpr": Arm(
-        "cross entropy with the task, + CPR with wrong prompts at the positive's weight",
-        {**_WHOLE, "negative_weights": "positive"}, cpr={**_CPR, "form": "ratio"}, routing={"task": 0.01},
+        "cross entropy with the task 0.01, + CPR, ratio", _WHOLE, cpr={**_CPR, "form": "ratio"}, routing={"task": 0.01}
     ),
-    **{f"alone {task}": Arm(f"{task} alone, no prompts", {"num_prompts": 0}, only=task) for task in TASKS},
+    **{f"alone {task}": Arm(f"{task} alone, one prompt", {**_WHOLE, "num_prompts": 1}, only=task) for task in TASKS},
 }  # fmt: skip

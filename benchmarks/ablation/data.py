@@ -6,6 +6,7 @@ made once and kept as 8-bit arrays, as photos are.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class Crops:
     target: Tensor
     tasks: Tensor
     names: tuple[str, ...]
+    made: str = ""  # from what: their digest
 
     def of(self, name: str) -> Tensor:
         """Positions of a task's crops, in order."""
@@ -92,20 +94,34 @@ def prepare(folder: Path, work: Path, count: int) -> tuple[Crops, Crops]:
     files = list_images(folder, recursive=True)
     held_out = files[::HELD_OUT]
     if len(held_out) < 2:
-        raise CplError(f"{folder}: {len(files)} photos; give at least {HELD_OUT + 1}, of which one in {HELD_OUT} is held out")
+        raise CplError(
+            f"{folder}: {len(files)} photos; give at least {HELD_OUT + 1}, of which one in {HELD_OUT} is held out"
+        )
     rest = sorted(set(files) - set(held_out))
-    made = f"{len(files)}-photos"
+    made = digest(files)
     train = _kept(
-        work / f"train-{made}-{count}.npz", lambda: _crops(Halved(rest), TASKS, TRAIN_SIDE, count, augment=True)
+        work / f"train-{made}-{count}.npz",
+        lambda: _crops(Halved(rest), TASKS, TRAIN_SIDE, count, augment=True),
     )
     degradations = {**TASKS, **UNSEEN}
     test = _kept(
         work / f"test-{made}.npz",
         lambda: _crops(
-            Halved(held_out), degradations, TEST_SIDE, len(held_out) * len(degradations) * TEST_CROPS, augment=False
+            Halved(held_out),
+            degradations,
+            TEST_SIDE,
+            len(held_out) * len(degradations) * TEST_CROPS,
+            augment=False,
         ),
     )
     return train, test
+
+
+def digest(files: Sequence[Path]) -> str:
+    """Of what crops hang on: the photos, by name and size, and this file's settings."""
+    told = [(path.name, path.stat().st_size) for path in files], dict(TASKS), dict(UNSEEN), HELD_OUT, SEED
+    sides = TRAIN_SIDE, TEST_SIDE, TEST_CROPS
+    return hashlib.blake2b(repr((told, sides)).encode(), digest_size=6).hexdigest()
 
 
 def _crops(photos: Halved, degradations: Mapping[str, str], side: int, count: int, augment: bool) -> Crops:
@@ -115,7 +131,8 @@ def _crops(photos: Halved, degradations: Mapping[str, str], side: int, count: in
     for i in track(range(count), f"degrading {count} crops"):
         item = items[i]
         degraded[i], target[i] = (
-            (item[key].clamp(0, 1) * 255).round().to(torch.uint8) for key in ("degraded", "target")  # type: ignore[literal-required]
+            (item[key].clamp(0, 1) * 255).round().to(torch.uint8)
+            for key in ("degraded", "target")  # type: ignore[literal-required]
         )
         tasks[i] = item["task"]
     return Crops(degraded, target, tasks, tuple(degradations))
@@ -132,4 +149,4 @@ def _kept(path: Path, make: Any) -> Crops:
             )  # fmt: skip
     with np.load(path) as held:
         arrays = (torch.from_numpy(held[name]) for name in ("degraded", "target", "tasks"))
-        return Crops(*arrays, tuple(str(name) for name in held["names"]))
+        return Crops(*arrays, tuple(str(name) for name in held["names"]), path.stem)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.ablation.arms import Arm
 from benchmarks.ablation.data import CLEAN, TASKS, Crops, as_float
-from cpl.inference.routing import force_prompts, mutual_information, watch_routing
+from cpl.inference.routing import force_prompts, information, watch_routing
 from cpl.models import Restorer
 from cpl.models.config import LEVELS
 
@@ -21,9 +20,9 @@ def measure(network: Restorer, arm: Arm, train: Crops, test: Crops) -> dict[str,
     """PSNR by degradation, what routers choose, and what their features know of the task."""
     network.eval()
     found: dict[str, Any] = {"psnr": _psnr(network, arm, test)}
-    if network.config.prompting == "sparse":
+    if network.config.prompting == "sparse" and network.config.num_prompts > 1:
         found |= {"choices": _choices(network, arm, test), "wrong": _wrong(network, arm, test)}
-    if network.config.num_prompts:
+    if network.config.num_prompts and not arm.only:
         found["probe"] = _probe(network, train, test)
     return found
 
@@ -39,7 +38,7 @@ def _psnr(network: Restorer, arm: Arm, test: Crops) -> dict[str, dict[str, float
         rows = test.of(test.names[0] if name == CLEAN else name)
         target = as_float(test.target[rows])
         degraded = target if name == CLEAN else as_float(test.degraded[rows])
-        if arm.oracle and name not in TASKS:
+        if arm.oracle and _task_of(name) is None:
             continue  # no prompt is the true one
         restored = _restore(network, degraded, _true_prompts(arm, name, len(rows)))
         values = psnr(restored, target)
@@ -52,7 +51,12 @@ def _psnr(network: Restorer, arm: Arm, test: Crops) -> dict[str, dict[str, float
 
 
 def _true_prompts(arm: Arm, task: str, count: int) -> Tensor | None:
-    return torch.full((count,), list(TASKS).index(task)) if arm.oracle else None
+    return torch.full((count,), list(TASKS).index(_task_of(task) or "")) if arm.oracle else None
+
+
+def _task_of(name: str) -> str | None:
+    first = name.split()[0]
+    return first if first in TASKS else None
 
 
 @torch.inference_mode()
@@ -68,8 +72,7 @@ def _restore(network: Restorer, degraded: Tensor, prompts: Tensor | None = None)
 
 
 def _choices(network: Restorer, arm: Arm, test: Crops) -> dict[str, Any]:
-    """For each level, how often each prompt is chosen for each task, [T][N], and the information in bits and as a part
-    of the tasks' entropy."""
+    """For each level, how often each prompt is chosen for each task, [T][N], and the information (1: all there is)."""
     counts = {level: torch.zeros(len(TASKS), network.config.num_prompts) for level in LEVELS}
     for number, task in enumerate(TASKS):
         degraded = as_float(test.degraded[test.of(task)])
@@ -78,12 +81,10 @@ def _choices(network: Restorer, arm: Arm, test: Crops) -> dict[str, Any]:
         for image in routing.choices():
             for choice in image:
                 counts[choice.level][number, choice.chosen[0]] += 1
-    entropy = math.log2(len(TASKS))
     return {
         f"level{level}": {
             "chosen": (counts[level] / counts[level].sum(1, keepdim=True)).tolist(),
-            "bits": mutual_information(counts[level]),
-            "of_entropy": mutual_information(counts[level]) / entropy,
+            "information": information(counts[level]),
         }
         for level in LEVELS
     }
@@ -91,7 +92,9 @@ def _choices(network: Restorer, arm: Arm, test: Crops) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _wrong(network: Restorer, arm: Arm, test: Crops) -> dict[str, float]:
-    """Task -> dB that are lost, on the mean of two draws of wrong prompts at all levels."""
+    """Task -> dB that are lost, on the mean of two draws of wrong prompts at all levels, with the right ones' weights."""
+    for level in LEVELS:
+        getattr(network, f"prompt{level}").negative_weights = "positive"
     found = {}
     for task in TASKS:
         rows = test.of(task)
@@ -117,7 +120,8 @@ def _probe(network: Restorer, train: Crops, test: Crops) -> dict[str, float]:
     other = _features(network, as_float(test.degraded[rows]))
     labels = torch.cat([torch.full((len(test.of(task)),), i) for i, task in enumerate(TASKS)])
     return {
-        f"level{level}": _accuracy(seen[0][level], seen[1], other[level], labels) for level in LEVELS  # type: ignore[index,arg-type]
+        f"level{level}": _accuracy(seen[0][level], seen[1], other[level], labels)
+        for level in LEVELS  # type: ignore[index,arg-type]
     }
 
 

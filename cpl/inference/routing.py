@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -151,6 +152,25 @@ def _choices(level: int, logits: Tensor, routing: Routing) -> list[Choice]:
             logits.double().softmax(-1).tolist(), chosen.tolist(), weights.tolist(), strict=True
         )
     ]
+
+
+def information(counts: Tensor) -> float | None:
+    """What the choice of a prompt tells of the task, as a part of what it could tell at most: 0 nothing, 1 all.
+
+    The mutual information of the two, less what so few images show by chance, over the entropy of the tasks, or of as many
+    equally likely prompts as there are if that is less. None where there is nothing to tell.
+
+    Args:
+        counts: [T, N], how many images of each task got each prompt.
+
+    Source: Miller, "Note on the bias of information estimates", 1955, for what is taken off.
+    """
+    used = [int((counts.sum(dim) > 0).sum()) for dim in (1, 0)]
+    most = min(mutual_information(torch.diag(counts.sum(1))), math.log2(counts.shape[1]))
+    if not most:
+        return None
+    by_chance = (used[0] - 1) * (used[1] - 1) / (2 * math.log(2) * float(counts.sum()))
+    return min(1.0, max(0.0, mutual_information(counts) - by_chance) / most)
 
 
 def mutual_information(counts: Tensor) -> float:

@@ -3,6 +3,7 @@
 from cpl.losses.contrastive import ContrastivePromptRegularization
 from cpl.losses.features import VGG16_URL, FrozenFeatures, PixelFeatures, VGGFeatures
 from cpl.losses.info_nce import InfoNCELoss, NTXentLoss, SupConLoss
+from cpl.losses.pixel import log_l1
 from cpl.losses.routing import RoutingLoss
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "RoutingLoss",
     "SupConLoss",
     "VGGFeatures",
+    "log_l1",
 ]

@@ -23,13 +23,15 @@ class RoutingLoss(nn.Module):
         H(prompt | image) = mean_b sum_n -p log p       0 where each image's choice is certain
         H(prompt) = sum_n -m log m, m = mean_b p        log N where all prompts are used alike
 
-    Only CE looks at labels. The last two together are minus the mutual information of image and prompt.
+    Only CE looks at labels. The last two together are minus the mutual information of image and prompt. LB and the
+    entropies are of the batch at hand, and of a single image they say nothing.
 
     Args:
         task, balance, information: weights; 0 leaves a term out.
 
     Raises:
-        ValueError: a negative weight, all of them 0; a task that has no prompt.
+        ValueError: a negative weight, all of them 0; logits that are not [B, N] of as many images as tasks; a task that
+            has no prompt (looked at on the CPU).
 
     Source: balance: Fedus et al., "Switch Transformers", arXiv 2101.03961, equation 4; information: Krause et al.,
     "Discriminative clustering by regularized information maximization", NIPS 2010.
@@ -44,6 +46,22 @@ class RoutingLoss(nn.Module):
         self.task, self.balance, self.information = task, balance, information
 
     def forward(self, logits: Mapping[int, Tensor], tasks: Tensor) -> Tensor:
+        if not logits:
+            raise ValueError("there are no routers' logits; give a network with prompts")
+        for level, values in logits.items():
+            if values.dim() != 2 or len(values) != len(tasks):
+                raise ValueError(
+                    f"logits of level {level} must be [B, N] for {len(tasks)} tasks, got {tuple(values.shape)}"
+                )
+            if (
+                self.task
+                and tasks.device.type == "cpu"
+                and len(tasks)
+                and int(tasks.max()) >= values.shape[1]
+            ):
+                raise ValueError(
+                    f"task {int(tasks.max())} has no prompt of its own among {values.shape[1]}; give the network more"
+                )
         return torch.stack([self._of_level(values.float(), tasks) for values in logits.values()]).mean()
 
     def _of_level(self, logits: Tensor, tasks: Tensor) -> Tensor:

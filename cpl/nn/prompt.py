@@ -36,6 +36,8 @@ from cpl_kernels import aggregate_prompts, route_negatives, route_topk, sparse_p
 _STREAMS = {1: 0x2545F4914F6CDD1D, 2: 0x5851F42D4C957F2D, 3: 0x369DEA0F31A53F85}
 
 
+Watcher = Callable[[int, Tensor], None]
+
 _CERTAIN = 1e4  # a logit so far above the others that their softmax is 0 in fp64 too
 
 
@@ -111,7 +113,7 @@ class SparsePromptModule(nn.Module):
             :func:`cpl.inference.routing.force_prompts`.
     """
 
-    watcher: Callable[[int, Tensor], None] | None = None
+    watcher: Watcher | None = None
     forced: Tensor | None = None
 
     def __init__(
@@ -145,6 +147,8 @@ class SparsePromptModule(nn.Module):
         if tiles is not None:  # the border is there already: convolve without padding
             return F.conv2d(tiles.parts(self.level, x.shape[2], x.shape[3]), self.conv3x3.weight)
         logits, size = self.logits(x), (x.shape[2], x.shape[3])
+        if self.forced is not None:
+            self._check_forced(x.shape[0] if draw is None else draw.batch)
         if draw is None:
             if self.watcher is not None:
                 self.watcher(self.level, logits)
@@ -189,13 +193,20 @@ class SparsePromptModule(nn.Module):
         """Logits whose softmax is 1 at the forced prompts and 0 elsewhere, for means [B, C] or [count * B, C]."""
         assert self.forced is not None
         indices = self.forced.to(mean.device)
-        if mean.shape[0] % len(indices):
-            raise ValueError(f"{len(indices)} forced prompts cannot serve {mean.shape[0]} images: give one for each")
         one_hot = F.one_hot(indices, self.linear_layer.out_features).to(mean.dtype)
-        return _CERTAIN * one_hot.repeat(mean.shape[0] // len(indices), 1)
+        return _CERTAIN * one_hot.repeat(max(1, mean.shape[0] // len(indices)), 1)
+
+    def _check_forced(self, images: int) -> None:
+        assert self.forced is not None
+        if len(self.forced) not in (1, images):
+            raise ValueError(
+                f"{len(self.forced)} forced prompts cannot serve a batch of {images} images: give one for each, or one"
+            )
 
     def mixture(self, mean: Tensor) -> Tensor:
         """The weighted sum [C', S, S] of the prompts chosen for an image whose features have that mean [C]."""
+        if self.forced is not None:
+            self._check_forced(1)
         logits = self.logits_of(mean[None].to(self.linear_layer.weight.dtype))
         if self.watcher is not None:
             self.watcher(self.level, logits)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cpl.errors import CplError
 from cpl.training.config import TrainConfig
@@ -31,11 +31,11 @@ def model(config: TrainConfig, task_names: Sequence[str]) -> nn.Module:
 
 
 def criterion(config: TrainConfig) -> nn.Module | None:
-    """CPR as configured; None for plain L1."""
+    """CPR as configured; None for a loss of pixels alone."""
     from cpl.losses import ContrastivePromptRegularization
 
     loss = config.loss
-    if loss.kind == "l1":
+    if loss.kind != "cpr":
         return None
     return ContrastivePromptRegularization(
         form=loss.form,
@@ -47,6 +47,13 @@ def criterion(config: TrainConfig) -> nn.Module | None:
         normalize_features=loss.normalize_features,
         weights_file=loss.feature_weights,
     )
+
+
+def pixel_loss(config: TrainConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """What is measured without CPR."""
+    from cpl.losses.pixel import PIXEL_LOSSES
+
+    return PIXEL_LOSSES["l1" if config.loss.kind == "cpr" else config.loss.kind]
 
 
 def routing(config: TrainConfig) -> nn.Module | None:

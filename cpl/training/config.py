@@ -52,7 +52,9 @@ class ModelSection(Section):
 class RoutingSection(Section):
     """What is added to the loss for the routers' sake, by weight; see :class:`cpl.losses.RoutingLoss`."""
 
-    task: NonNegative = Field(default=0.0, description="cross entropy with the task, whose prompt is its number's")
+    task: NonNegative = Field(
+        default=0.0, description="cross entropy with the task, whose prompt is its number's"
+    )
     balance: NonNegative = Field(default=0.0, description="that all prompts are used alike")
     information: NonNegative = Field(
         default=0.0, description="minus the mutual information of image and prompt; looks at no labels"
@@ -64,9 +66,10 @@ class RoutingSection(Section):
 
 
 class LossSection(Section):
-    """``cpr``: Contrastive Prompt Regularization; ``l1``: plain L1, no negatives."""
+    """``cpr``: Contrastive Prompt Regularization; ``l1``: plain L1, no negatives; ``log_l1``: the logarithm of each
+    image's own, so that tasks with large errors do not drown the others."""
 
-    kind: Literal["cpr", "l1"] = "cpr"
+    kind: Literal["cpr", "l1", "log_l1"] = "cpr"
     form: Literal["subtractive", "ratio", "infonce"] = "subtractive"
     features: Literal["vgg16", "random", "pixel"] = "vgg16"
     feature_weights: str | None = Field(default=None, description="file with torchvision's VGG16 weights")
@@ -188,7 +191,9 @@ class TrainConfig(Section):
     def differences(self, stored: dict[str, Any]) -> list[str]:
         """``field: stored X, now Y`` for everything that would change the course of a resumed run."""
         now = self.model_dump(mode="json")
-        with contextlib.suppress(ValidationError):  # one that an older cpl wrote lacks what came since: the defaults
+        with contextlib.suppress(
+            ValidationError
+        ):  # one that an older cpl wrote lacks what came since: the defaults
             stored = TrainConfig.model_validate(stored).model_dump(mode="json")
         lines: list[str] = []
         for key in sorted(now.keys() | stored.keys()):

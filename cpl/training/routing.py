@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from cpl.inference.routing import mutual_information
+from cpl.inference.routing import information
 
+LEAST_IMAGES = 100  # of fewer, what they show by chance hides what routers know
 FLAT = 0.02  # of the tasks' entropy: what a router knows that hardly knows anything
 
 
@@ -38,26 +38,32 @@ class RoutingMeter:
                     sums[level] = p.new_zeros(shape)
                 sums[level].index_add_(0, tasks.to(p.device), rows)
 
+    def state(self) -> dict[str, dict[int, Tensor]]:
+        """What it has counted; :meth:`load` goes on from there."""
+        return {"chosen": self._chosen, "shares": self._shares}
+
+    def load(self, state: Mapping[str, Mapping[int, Tensor]]) -> None:
+        self._chosen, self._shares = dict(state["chosen"]), dict(state["shares"])
+
     def take(self) -> dict[str, float]:
-        """For each level: ``information``, what the choice tells of the task, as a part of the tasks' entropy (1: all; what
-        as few images show by chance is taken off),
-        and each prompt's mean ``share``."""
+        """For each level ``information``, what the choice tells of the task, as a part of what it could tell at most (1:
+        all; less what so few images show by chance), and each prompt's mean ``share``; and of how many ``images``."""
         figures = {}
         for level in sorted(self._chosen):
             chosen, shares = self._chosen[level], self._shares[level]
             images = chosen.sum()
-            entropy = mutual_information(torch.diag(chosen.sum(1)))
-            if entropy:  # of one task there is nothing to tell
-                used = int((chosen.sum(0) > 0).sum())
-                by_chance = (self.num_tasks - 1) * (used - 1) / (2 * math.log(2) * float(images))
-                figures[f"routing/information{level}"] = max(0.0, mutual_information(chosen) - by_chance) / entropy
+            if (known := information(chosen)) is not None:  # of one task there is nothing to tell
+                figures[f"routing/information{level}"] = known
+            figures["routing/images"] = float(images)
             for prompt, share in enumerate((shares.sum(0) / images).tolist()):
                 figures[f"routing/share{level}/{prompt}"] = share
         self._chosen, self._shares = {}, {}
         return figures
 
 
-def flat(figures: Mapping[str, float]) -> bool:
-    """Whether no level's choice tells anything of the task."""
+def flat(figures: Mapping[str, float]) -> bool | None:
+    """Whether no level's choice tells anything of the task; None where too few images were seen to say so."""
     known = [value for name, value in figures.items() if name.startswith("routing/information")]
-    return bool(known) and all(value < FLAT for value in known)
+    if not known or figures["routing/images"] < LEAST_IMAGES:
+        return None
+    return all(value < FLAT for value in known)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cpl.nn.prompt import SparsePromptModule
+from cpl.nn.prompt import SparsePromptModule, Watcher
 from cpl_kernels import NonFiniteError
 
 
@@ -96,6 +96,8 @@ class TrainingStep(nn.Module):
                 result = self.criterion(restored, target, negatives, return_parts=want_parts)
                 loss, parts = result if want_parts else (result, {})
         if self.routing is not None:
+            if tasks is None:
+                raise ValueError("the routing loss needs the images' tasks: give tasks=[B]")
             term = self.routing(logits, tasks)
             loss = loss + term
             parts = parts | {"routing": term.detach()}
@@ -107,10 +109,20 @@ class TrainingStep(nn.Module):
     def _watched(self) -> Iterator[dict[int, Tensor]]:
         """The routers' logits of what is restored inside, with their graph."""
         logits: dict[int, Tensor] = {}
-        for router in self._routers:
-            router.watcher = logits.__setitem__
+        before = [router.watcher for router in self._routers]
+
+        def watcher(earlier: Watcher | None) -> Watcher:
+            def note(level: int, values: Tensor) -> None:
+                logits[level] = values
+                if earlier is not None:
+                    earlier(level, values)
+
+            return note
+
+        for router, earlier in zip(self._routers, before, strict=True):
+            router.watcher = watcher(earlier)
         try:
             yield logits
         finally:
-            for router in self._routers:
-                router.watcher = None
+            for router, earlier in zip(self._routers, before, strict=True):
+                router.watcher = earlier

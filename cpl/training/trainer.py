@@ -123,6 +123,7 @@ class Trainer:
             criterion,
             config.loss.num_negatives if criterion is not None else 0,
             build.routing(config),
+            build.pixel_loss(config),
         )
         self.routers = RoutingMeter(len(self.dataset.tasks)) if model.config.prompting == "sparse" else None
         self._warn_if_flat = self.routers is not None and len(self.dataset.tasks) > 1
@@ -233,8 +234,6 @@ class Trainer:
             tasks,
         )
         self._parts = output.parts
-        if self.routers is not None and output.logits:
-            self.routers.add(output.logits, tasks)
         self.accelerator.backward(output.loss)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm or math.inf)
         # One exchange a step, so that all ranks skip, stop and save at the same one.
@@ -257,6 +256,8 @@ class Trainer:
             if self.ema is not None:
                 self.ema.update_parameters(self.model)
             meter.add(output.loss.detach(), output.mse)
+            if self.routers is not None:
+                self.routers.add(output.logits, tasks)
         self.optimizer.zero_grad(set_to_none=True)
         return signal
 
@@ -264,11 +265,12 @@ class Trainer:
         """What this process's routers did since the last ones; says once if they do not choose."""
         figures = {} if self.routers is None else self.routers.take()
         if self._warn_if_flat and self.step >= self.steps / 10:
-            self._warn_if_flat = False
-            if flat(figures):
+            told = flat(figures)
+            self._warn_if_flat = told is None
+            if told:
                 self.report.say(
-                    f"warning: after {self.step} of {self.steps} steps the routers choose the same prompts whatever the "
-                    "task is, so the prompts do nothing yet; see docs/model.md, \"Routers that choose\""
+                    f"warning: after {self.step} of {self.steps} steps no router's choice tells the tasks apart, so sparse "
+                    'prompts do little yet; see docs/model.md, "Routers that choose"'
                 )
         return figures
 

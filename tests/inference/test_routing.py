@@ -166,5 +166,5 @@ def test_forcing_needs_one_prompt_an_image_and_nobody_else_at_it() -> None:
     model = network()
     with force_prompts(model, 0), pytest.raises(RuntimeError, match="already"), force_prompts(model, 1):
         pass
-    with force_prompts(model, [0, 1]), pytest.raises(ValueError, match="2 forced prompts.*3 images"):
-        model(torch.rand(3, 3, 8, 8))
+    with force_prompts(model, [0, 1]), pytest.raises(ValueError, match="2 forced prompts.*4 images"):
+        model(torch.rand(4, 3, 8, 8))

@@ -68,3 +68,9 @@ def test_what_cannot_be() -> None:
         RoutingLoss()
     with pytest.raises(ValueError, match="balance"):
         RoutingLoss(balance=-1)
+    with pytest.raises(ValueError, match="no routers' logits"):
+        RoutingLoss(task=1)({}, TASKS)
+    with pytest.raises(ValueError, match=r"level 2 must be \[B, N\] for 4 tasks, got \(3, 3\)"):
+        RoutingLoss(balance=1)({2: torch.zeros(3, 3)}, TASKS)
+    with pytest.raises(ValueError, match="task 2 has no prompt of its own among 2"):
+        RoutingLoss(task=1)({2: torch.zeros(4, 2)}, TASKS)

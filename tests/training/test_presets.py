@@ -134,3 +134,18 @@ def test_differences_name_what_would_change_the_run() -> None:
     stored = load_preset("smoke").model_dump(mode="json")
     now = load_preset("smoke", ["optimizer.lr=1e-2", "log_every=7", "output_dir=elsewhere"])
     assert now.differences(stored) == ["optimizer.lr: stored 0.001, now 0.01"]
+
+
+def test_what_an_older_cpl_did_not_store_had_its_default() -> None:
+    stored = load_preset("smoke").model_dump(mode="json")
+    del stored["loss"]["routing"]
+    assert load_preset("smoke").differences(stored) == []
+    now = load_preset("smoke", ["loss.routing.balance=0.5"])
+    assert now.differences(stored) == ["loss.routing.balance: stored 0.0, now 0.5"]
+
+
+def test_routing_needs_routers() -> None:
+    with pytest.raises(CplError, match="restormer has not"):
+        load_preset(
+            "smoke", ["model.name=restormer", "model.num_prompts=null", "loss.kind=l1", "loss.routing.task=1"]
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cpl.inference.routing import mutual_information
+from cpl.inference.routing import information, mutual_information, watch_routing
 from cpl.losses import RoutingLoss
 from cpl.models import create_model
 from cpl.training.routing import RoutingMeter, flat
@@ -18,6 +18,22 @@ def test_information_of_a_known_table() -> None:
     assert mutual_information(torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]])) == pytest.approx(1)
 
 
+def test_information_is_a_part_of_what_the_choice_could_tell() -> None:
+    assert information(1000 * torch.eye(5)) == pytest.approx(1, abs=0.01)
+    two_of_four = 1000 * torch.tensor(
+        [[1.0, 0], [1, 0], [0, 1], [0, 1]]
+    )  # all that two prompts can tell of four tasks
+    assert information(two_of_four) == pytest.approx(1, abs=0.01)
+    assert information(torch.full((4, 4), 250.0)) == 0
+    rng = torch.Generator().manual_seed(0)
+    by_chance = [
+        information(torch.bincount(torch.randint(25, (50,), generator=rng), minlength=25).view(5, 5).float())
+        for _ in range(50)
+    ]
+    assert sum(value or 0 for value in by_chance) / 50 < 0.05
+    assert information(torch.tensor([[3.0, 4.0]])) is None
+
+
 def test_a_meter_tells_choosing_from_flat() -> None:
     tasks = torch.arange(5).repeat(40)
     meter = RoutingMeter(5)
@@ -27,10 +43,16 @@ def test_a_meter_tells_choosing_from_flat() -> None:
     assert figures["routing/information3"] == pytest.approx(1, abs=0.03)
     assert figures["routing/information1"] < 0.03
     assert sum(figures[f"routing/share3/{n}"] for n in range(5)) == pytest.approx(1)
-    assert not flat(figures)
+    assert flat(figures) is False
     assert meter.take() == {}  # it begins anew
     meter.add({3: torch.zeros(200, 5)}, tasks)
-    assert flat(meter.take())
+    held = meter.state()
+    assert flat(meter.take()) is True
+    other = RoutingMeter(5)
+    other.load(held)
+    assert flat(other.take()) is True
+    meter.add({3: torch.zeros(20, 5)}, tasks[:20])
+    assert flat(meter.take()) is None  # too few to say
 
 
 def test_one_task_has_nothing_to_tell() -> None:
@@ -38,7 +60,7 @@ def test_one_task_has_nothing_to_tell() -> None:
     meter.add({1: torch.zeros(4, 5)}, torch.zeros(4, dtype=torch.int64))
     figures = meter.take()
     assert not any("information" in name for name in figures)
-    assert not flat(figures)
+    assert flat(figures) is None
 
 
 @pytest.mark.parametrize("normalize", ["none", "straight_through"])
@@ -62,3 +84,14 @@ def test_a_step_reaches_the_routers(normalize: str) -> None:
     assert alone.abs().max() > 0
     assert not torch.allclose(alone, both)
     assert all(getattr(model, f"prompt{level}").watcher is None for level in (1, 2, 3))
+
+
+def test_a_step_leaves_watchers_as_they_were() -> None:
+    model = create_model("cplir-tiny")
+    x = torch.rand(1, 3, 8, 8)
+    with watch_routing(model) as routing:
+        TrainingStep(model)(x, x, 0)
+        TrainingStep(model)(x, x, 0)
+    assert len(routing.choices()) == 2
+    with pytest.raises(ValueError, match="needs the images' tasks"):
+        TrainingStep(model, routing=RoutingLoss(task=1.0))(x, x, 0)

@@ -319,3 +319,30 @@ def test_bf16(tmp_path: Path) -> None:
     state = newest(run)
     assert all(v.dtype == torch.float32 for v in state["weights"].values())
     assert state["nonfinite"]["total"] == 0
+
+
+def test_a_run_says_what_its_routers_do(tmp_path: Path) -> None:
+    text = io.StringIO()
+    asked = ("model.normalize=straight_through", "loss.routing.task=1.0", "loss.kind=log_l1", "log_every=1")
+    train(tmp_path / "run", *QUICK, *asked, text=text)
+    records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
+    assert all(r["loss/routing"] > 0 for r in records)
+    for level in (1, 2, 3):
+        assert all(0 <= r[f"routing/information{level}"] <= 1 for r in records)
+        assert all(sum(r[f"routing/share{level}/{n}"] for n in range(3)) == pytest.approx(1) for r in records)
+    model, _ = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert model.config.normalize == "straight_through"
+
+
+def test_flat_routers_are_warned_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.StringIO()
+    monkeypatch.setattr(trainer, "flat", lambda figures: True)
+    train(tmp_path / "run", *QUICK, "log_every=1", text=text)
+    assert text.getvalue().count("no router's choice tells the tasks apart") == 1
+    assert "after 1 of 6 steps" in text.getvalue()
+
+
+def test_more_tasks_than_prompts_cannot_each_have_one(tmp_path: Path) -> None:
+    with pytest.raises(CplError, match=r"2 tasks have 1: give model\.num_prompts=2"):
+        train(tmp_path / "run", *QUICK, "loss.routing.task=1", "model.num_prompts=1", "loss.kind=l1")
+    assert not (tmp_path / "run").exists()

@@ -69,6 +69,7 @@ class Inspection:
         images: in the order of the tasks, "clean" first.
         pictures: of the first photo, one a task.
         without_negatives: why there are none, or "".
+        negative_weights: of the network's configuration: what a wrong prompt's weight is.
     """
 
     degradations: dict[str, str]
@@ -76,6 +77,7 @@ class Inspection:
     pictures: list[Pictures]
     num_negatives: int
     without_negatives: str = ""
+    negative_weights: str = "own"
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -133,6 +135,7 @@ def inspect_model(
         [],
         0 if reason else num_negatives,
         reason,
+        network.config.negative_weights,
     )
     training = network.training
     network.eval()

@@ -147,8 +147,10 @@ def summary(inspection: Inspection, usage: Usage) -> list[str]:
     lines = []
     known = {level: value for level, value in usage.information.items() if value is not None}
     if known:
-        parts = ", ".join(f"{value:.0%} at level {level}" for level, value in sorted(known.items(), reverse=True))
-        lines.append(f"the choice of a prompt tells {parts} of what there is to tell of the degradation")
+        parts = ", ".join(
+            f"{value:.0%} at level {level}" for level, value in sorted(known.items(), reverse=True)
+        )
+        lines.append(f"the choice of a prompt tells {parts} of what it could tell of the degradation")
     if not inspection.without_negatives:
         costs = [
             right - wrong
@@ -156,19 +158,22 @@ def summary(inspection: Inspection, usage: Usage) -> list[str]:
             if (right := inspection.mean(task, "restored_psnr")) is not None
             and (wrong := inspection.mean(task, "negative_psnr")) is not None
         ]
+        weights = ", with their own weights" if inspection.negative_weights == "own" else ""
         if costs:
-            lines.append(f"wrong prompts cost {math.fsum(costs) / len(costs):.2f} dB on the mean of the degradations")
+            lines.append(
+                f"wrong prompts cost {math.fsum(costs) / len(costs):.2f} dB on the mean of the degradations{weights}"
+            )
     return lines
 
 
 def _information(usage: Usage) -> str:
-    known = [(level, value) for level, value in usage.information.items() if value is not None]
+    known = [(level, value) for level, value in sorted(usage.information.items()) if value is not None]
     if not known:
         return ""
     rows = "".join(f"<tr><td>level {level}</td><td>{value:.2f}</td></tr>" for level, value in reversed(known))
     return (
-        "<p>What the choice of a prompt tells of the degradation (mutual information, as a part of what there is to "
-        f"tell: 0 nothing, 1 all):</p><table><tbody>{rows}</tbody></table>"
+        "<p>What the choice of a prompt tells of the degradation (mutual information, as a part of what it could tell: 0 "
+        f"nothing, 1 all; less what so few photos show by chance):</p><table><tbody>{rows}</tbody></table>"
     )
 
 

@@ -16,8 +16,8 @@ import torch
 
 from cpl.errors import CplError
 from cpl.files import atomic_write
-from cpl.inference.inspect.measure import Inspected
-from cpl.inference.routing import Choice, mutual_information, with_prompts
+from cpl.inference.inspect.measure import CLEAN, Inspected
+from cpl.inference.routing import Choice, information, with_prompts
 from cpl.models.config import LEVELS
 
 FORMAT, FORMAT_VERSION = "cpl-prompt-usage", 1
@@ -65,6 +65,9 @@ class Usage:
     Attributes:
         spread: level -> standard deviation of each prompt's share among photos of one degradation.
         router: :func:`router_fingerprint` of that network.
+        information: level -> what its first choice tells of the degradation, undegraded photos left out
+            (:func:`cpl.inference.routing.information`); None where there is nothing to tell, or where an image gets
+            several prompts.
         right, judged: how often :meth:`likely` named a photo's degradation when it was judged by the
             usage of the *other* photos, and of how many; 0 of 0 with a single photo.
     """
@@ -74,29 +77,19 @@ class Usage:
     router: str = ""
     right: int = 0
     judged: int = 0
+    information: dict[int, float | None] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, images: Sequence[Inspected], router: str = "") -> Usage:
         """The usage that ``images`` show."""
-        usage = cls(*_tabulate(images), router)
+        usage = cls(*_tabulate(images), router, information=_information(images))
         for own, others in _each_and_others(images, usage):
             for image in own:
                 usage.judged += 1
                 found = others.likely(image.choices)
                 usage.right += found.decided and found.tasks == [image.task]
         return usage
-
-    @property
-    def information(self) -> dict[int, float | None]:
-        """Level -> what the first choice tells of the degradation: their mutual information as a part of what there is to
-        tell, each degradation counting alike; 1: all. None for a network that takes several prompts for an image."""
-        found: dict[int, float | None] = {}
-        for level in LEVELS:
-            table = torch.tensor([levels[level].chosen for levels in self.tasks.values()], dtype=torch.float64)
-            one_each = bool(((table.sum(1) - 1).abs() < 1e-6).all())
-            found[level] = mutual_information(table) / math.log2(len(table)) if one_each and len(table) > 1 else None
-        return found
 
     def likely(self, choices: Iterable[Choice]) -> Likely:
         """How much a photo's ``choices`` look like those of each task.
@@ -217,6 +210,21 @@ def _tabulate(
         freedom = max(1, len(images) - len(by_task))
         spread[level] = tuple(math.sqrt(square / freedom) for square in squares)
     return tasks, spread
+
+
+def _information(images: Sequence[Inspected]) -> dict[int, float | None]:
+    tasks = list(dict.fromkeys(image.task for image in images if image.task != CLEAN))
+    found: dict[int, float | None] = dict.fromkeys(LEVELS)
+    if not tasks or any(len(choice.chosen) > 1 for choice in images[0].choices):
+        return found
+    for level in LEVELS:
+        counts = torch.zeros(len(tasks), len(images[0].choices[0].shares))
+        for image in images:
+            if image.task != CLEAN:
+                (choice,) = (choice for choice in image.choices if choice.level == level)
+                counts[tasks.index(image.task), choice.chosen[0]] += 1
+        found[level] = information(counts)
+    return found
 
 
 def _each_and_others(images: Sequence[Inspected], usage: Usage) -> Iterator[tuple[list[Inspected], Usage]]:

@@ -48,18 +48,25 @@ def test_shares_and_choices_are_means_over_photos() -> None:
     assert usage.tasks["rain"][3].shares == pytest.approx((0.15, 0.85))
 
 
-def test_information_is_a_part_of_what_there_is_to_tell() -> None:
-    usage = Usage.of([*SHARP, image("rain", "c", (0.6, 0.4), (0.1, 0.9))])
-    assert usage.information[3] == pytest.approx(1)  # noise always the first prompt, rain always the second
-    # Level 1: noise (1, 0), rain (2/3, 1/3), so all (5/6, 1/6): H(5/6, 1/6) - (0 + H(2/3, 1/3)) / 2
-    of_all, of_rain = (-(p * math.log2(p) + (1 - p) * math.log2(1 - p)) for p in (5 / 6, 2 / 3))
-    assert usage.information[1] == pytest.approx(of_all - of_rain / 2)
+def test_information_is_of_the_first_choice_and_leaves_clean_photos_out() -> None:
+    many = [
+        image(task, f"{task}{n}", row)
+        for n in range(50)
+        for task, row in (("noise", (0.9, 0.1)), ("rain", (0.2, 0.8)))
+    ]
+    others = [image("clean", f"clean{n}", (0.9, 0.1)) for n in range(50)]
+    found = Usage.of([*many, *others]).information
+    assert found == {level: pytest.approx(1, abs=0.02) for level in (1, 2, 3)}
+    mixed = [image("noise", "a", (0.9, 0.1), (0.5, 0.4)), *many[1:]]
+    assert Usage.of(mixed).information == found  # whatever the shares, the first prompt is chosen
     assert Usage.of(SHARP[:2]).information == {1: None, 2: None, 3: None}  # one degradation: nothing to tell
 
 
 def test_information_needs_one_prompt_an_image() -> None:
     def two(task: str) -> Inspected:
-        return Inspected(task, "a", tuple(Choice(n, (0.6, 0.4), (0, 1), (0.6, 0.4)) for n in (1, 2, 3)), 20.0, 25.0)
+        return Inspected(
+            task, "a", tuple(Choice(n, (0.6, 0.4), (0, 1), (0.6, 0.4)) for n in (1, 2, 3)), 20.0, 25.0
+        )
 
     assert Usage.of([two("noise"), two("rain")]).information == {1: None, 2: None, 3: None}
 
