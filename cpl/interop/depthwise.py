@@ -31,8 +31,9 @@ def _forward(module: Block, x: Tensor) -> Tensor | None:
 
 
 def _convolved_as_it_lies(module: Block, x: Tensor) -> bool:
-    """Whether torch's convolution walks x where our kernel would copy it, and is faster for that: 3x3 over channels-last
-    images on a CPU (tokens that were made an image, say; benchmarks/results/cpu_dwconv.md). A compiler decides by itself."""
+    """Whether torch's convolution walks x where our kernel would copy it, and is faster for that: 3x3 over
+    channels-last images on a CPU, such as tokens that were made an image (benchmarks/results/cpu_dwconv.md). A
+    compiler decides by itself."""
     return (
         not torch.compiler.is_compiling()
         and x.device.type == "cpu"
