@@ -76,7 +76,6 @@ BENCH = harness.Bench(
     },
     implementations={
         **harness.ours(ours),
-        "ours, by default": lambda: cpl_kernels.dwconv,
         "reference eager": lambda: definition,
         "conv2d": lambda: convolution,
         "torch.compile of conv2d": harness.compiled(convolution),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from cpl_kernels import autocast, backends, checks, layout
+from cpl_kernels import autocast, backends, checks
 from cpl_kernels.dwconv import op as _op
-from cpl_kernels.dwconv import reference
 
 __all__ = ["dwconv"]
 
@@ -30,15 +28,15 @@ def dwconv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     parameters.
 
     Args:
-        x: [B, C, H, W], any strides; float32, bfloat16, float16 or float64. Planar is walked as it is and anything
-            else is copied once. Channels-last on a CPU with a 3x3 kernel, in float32 or bfloat16, is torch's
-            convolution, unless a backend is named.
+        x: [B, C, H, W], any strides (planar is walked as it is, anything else, channels-last too, is copied
+            once: there torch's own 3x3 convolution in float32 is faster on a CPU); float32, bfloat16, float16 or
+            float64.
         weight: [C, 1, k, k] with k one of 3, 5, 7; any floating dtype. Other sizes are torch's conv2d's.
         bias: [C], any floating dtype, or None.
         backend: "reference", "native", "triton" or "cuda"; None picks the default for the device.
 
     Returns:
-        [B, C, H, W] in the dtype of x, contiguous (channels-last where torch convolves it), computed in float32
+        [B, C, H, W] in the dtype of x, contiguous, computed in float32
         (float64 if an input is) and rounded once. Under autocast x is cast to the autocast dtype, as for a
         convolution; the small weight and bias are not, so that their gradients keep their precision.
 
@@ -64,22 +62,7 @@ def dwconv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
         checks.floating("bias", bias)
         checks.shape("bias", bias, (channels,), "[C]")
     checks.same_device(x=x, weight=weight, bias=bias)
-    x, request = autocast.cast(x), backends.requested("dwconv", backend)
-    if not request and size == 3 and _convolved_as_it_lies(x):
-        with torch.autocast(x.device.type, enabled=False):
-            return reference.dwconv(x, weight, bias)
-    return _op.dwconv(x, weight, bias, request)
-
-
-def _convolved_as_it_lies(x: Tensor) -> bool:
-    """Whether torch walks x without a copy, and faster than a kernel with one: channels-last on a CPU
-    (benchmarks/results/cpu_dwconv.md). In float64 and float16 its convolution is slow."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.bfloat16)
-        and isinstance(x.stride(1), int)  # where sizes are symbols, nothing is asked
-        and layout.is_channels_last(x)
-    )
+    return _op.dwconv(autocast.cast(x), weight, bias, backends.requested("dwconv", backend))
 
 
 def _kernel_size(weight: Tensor) -> int:

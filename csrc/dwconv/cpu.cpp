@@ -168,13 +168,13 @@ void dwconv_backward(const DwconvBackward& args, int threads) {
     constexpr int kSize = decltype(size)::value;
     constexpr int64_t kSums = TapSums<kSize, A>::kSums;
     const int64_t channels = args.size.channels, batch = args.size.batch;
-    // Of each channel and image, or group of images.
-    const Scratch memory(sizeof(double) * static_cast<size_t>(batch * channels * kSums));
-    double* const sums = reinterpret_cast<double*>(memory.data());
+    const auto bytes_of = [&](int64_t parts) { return sizeof(double) * static_cast<size_t>(parts * channels * kSums); };
     if (Flat<kSize, A>::takes(args.size.height, args.size.width)) {
       const Flat<kSize, A> flat(batch, args.size.height, args.size.width);
       const int64_t each = flat.images(), groups = (batch + each - 1) / each;
       const int64_t elements = flat.bordered() + flat.plain();
+      const Scratch memory(bytes_of(groups));
+      double* const sums = reinterpret_cast<double*>(memory.data());
       parallel_for(groups * channels, threads, sizeof(A) * static_cast<size_t>(elements),
                    [&](int64_t i, char* scratch) {
                      const int64_t first = i / channels * each, end = std::min(batch, first + each);
@@ -186,6 +186,8 @@ void dwconv_backward(const DwconvBackward& args, int threads) {
       const Cut<kSize, A> cut(args.size);
       const int64_t elements =
           Band<A, kSize / 2>::size(cut.buffered(), args.size.width) + Band<A, 0>::size(cut.rows, args.size.width);
+      const Scratch memory(bytes_of(batch));
+      double* const sums = reinterpret_cast<double*>(memory.data());
       parallel_for(batch * channels, threads, sizeof(A) * static_cast<size_t>(elements), [&](int64_t i, char* scratch) {
         double* const own = sums + i * kSums;
         for (int64_t k = 0; k < kSums; ++k) own[k] = 0;

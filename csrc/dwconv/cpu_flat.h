@@ -27,23 +27,24 @@ class Flat {
       : elements_(height * width),
         width_(width),
         registers_(Reg::round_up(elements_) / Reg::kCount),
-        images_(std::min(batch, kMostRegisters / registers_)),
+        images_(std::clamp<int64_t>(batch, 1, kMostRegisters / registers_)),
         masks_(sizeof(A) * static_cast<size_t>(kSize * size())) {
     Bits* mask = reinterpret_cast<Bits*>(masks_.data());
     for (int64_t j = 0; j < kSize; ++j) {
-      for (int64_t n = 0; n < size(); ++n) {
-        const int64_t column = n % width + j - kSize / 2;
+      for (int64_t n = 0, column = j - kSize / 2, last = column + width; n < size(); ++n) {
         *mask++ = n < elements_ && column >= 0 && column < width ? ~Bits{0} : Bits{0};
+        if (++column == last) column -= width;
       }
     }
   }
 
   // Whether planes of this size are done so: few enough numbers for a sum of them in a lane, and rows that would leave
-  // much of a register empty. A band (cpu_band.h) reads a row once for several taps, so the largest filter needs more
-  // that is empty to gain.
+  // much of a register empty. A band (cpu_band.h) reads a row once for several taps, so that with registers of 16 the
+  // larger filters gain up to 9 columns only, and 3x3 up to 12; narrower registers gain at any width.
   static bool takes(int64_t height, int64_t width) {
-    const int64_t widest = kSize == 7 ? Reg::kCount * 3 / 4 : Reg::kCount;
-    return width < widest && width * height <= kMostRegisters * Reg::kCount;
+    constexpr int64_t kWidest = Reg::kCount < 16 ? Reg::kCount - 1 : kSize == 3 ? 12 : 9;
+    const int64_t elements = width * height;
+    return elements > 0 && width <= kWidest && elements <= kMostRegisters * Reg::kCount;
   }
 
   int64_t images() const { return images_; }  // that go together

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import cpl
+from cpl.interop import depthwise as room
+from cpl_kernels import dwconv
 from tests.interop import field_layouts as field
 from tests.interop import layouts
 from tests.interop.field_layouts import depthwise
@@ -182,3 +184,28 @@ def test_our_own_networks_are_left_alone() -> None:
             report = cpl.patch(cpl.create_model(name))
         assert not report.patched
         assert not report.left
+
+
+def test_a_channels_last_image_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which walks it as it lies, where ours would copy it; 5x5 and 7x7, where torch is slow, stay ours."""
+    seen: list[int] = []
+
+    def noted(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        seen.append(weight.shape[-1])
+        return dwconv(x, weight, bias)
+
+    monkeypatch.setattr(room, "dwconv", noted)
+    made = nn.Sequential(*(nn.Conv2d(8, 8, size, padding=size // 2, groups=8) for size in (3, 5)))
+    x = torch.randn(2, 8, 6, 5)
+    before = made(x)
+    assert len(cpl.patch(made).patched) == 2
+    seen.clear()
+    torch.testing.assert_close(made(x.to(memory_format=torch.channels_last)), before)
+    assert seen == [5]
+    torch.testing.assert_close(made(x), before)
+    assert seen == [5, 3, 5]
+    tokens = x.flatten(2).transpose(1, 2).contiguous()  # [B, H * W, C], and an image again without a copy
+    made(tokens.transpose(1, 2).unflatten(2, (6, 5)))
+    assert seen == [5, 3, 5, 5]
+    per_image = torch.func.vmap(lambda one: made(one[None])[0])(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(per_image, before)

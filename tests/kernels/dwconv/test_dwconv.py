@@ -62,35 +62,6 @@ def test_same_bits_at_any_number_of_threads(kernel: int, dtype: torch.dtype, sha
         harness.assert_same_bits(other, results[0], f"{kernel}x{kernel}")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_channels_last_image_is_convolved_as_it_lies(dtype: torch.dtype) -> None:
-    """By torch, which is several times as fast as a kernel after a copy; the named backends give the same."""
-    rng = torch.Generator().manual_seed(4)
-    x, dy = (
-        torch.randn(2, 5, 7, 6, generator=rng).to(dtype).to(memory_format=torch.channels_last)
-        for _ in range(2)
-    )
-    leaves = [
-        t.requires_grad_() for t in (x, torch.randn(5, 1, 3, 3, generator=rng), torch.randn(5, generator=rng))
-    ]
-    ways = {}
-    for backend in (None, "reference", *(["native"] if core.available() else [])):
-        with torch.autocast("cpu", enabled=False):
-            y = cpl_kernels.dwconv(*leaves, backend=backend)
-        ways[backend] = (y, *torch.autograd.grad(y, leaves, dy))
-    assert ways[None][0].is_contiguous(memory_format=torch.channels_last)
-    assert ways["reference"][0].is_contiguous()
-    eps = torch.finfo(dtype).eps
-    for backend, found in ways.items():
-        for got, wanted in zip(found, ways["reference"], strict=True):
-            assert got.dtype == wanted.dtype, backend
-            torch.testing.assert_close(got, wanted, rtol=4 * eps, atol=16 * torch.finfo(torch.float32).eps)
-    with torch.autocast("cpu", torch.bfloat16):  # the parameters' gradients keep their precision
-        y = cpl_kernels.dwconv(*leaves)
-    assert y.dtype == torch.bfloat16
-    assert torch.autograd.grad(y, leaves[1], dy.to(y.dtype))[0].dtype == torch.float32
-
-
 @targets.on("dwconv")
 def test_kernel_sizes_are_told_apart(target: targets.Target) -> None:
     """A 5x5 filter in the middle of a 7x7 one, and a 3x3 one in that, are the same convolution."""
