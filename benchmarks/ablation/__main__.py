@@ -1,8 +1,8 @@
 """Prompts and what they bring: python -m benchmarks.ablation --photos FOLDER [--arms NAME ...] [--seeds 0 1 2]
 
-Every arm of benchmarks/ablation/arms.py is trained on the same crops in the same order, and measured on photos that were
-held out. An arm that ended is in the results file and is not run again; one that was interrupted goes on from what
-WORK holds. The page and its charts:
+Every arm of benchmarks/ablation/arms.py is trained on the same crops in the same order, and measured on photos that
+were held out. An arm that ended is in the results file and is not run again; one that was interrupted goes on from
+what WORK holds. The page and its charts:
 
 python -m benchmarks.ablation.page FILE.json --chart FILE.png > FILE.md
 """

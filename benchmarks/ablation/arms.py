@@ -38,9 +38,10 @@ class Arm:
 
     def network(self) -> Restorer:
         """With fresh weights."""
+        tiny = MODELS[SIZE].to_dict()
         size = {
-            name: value for name, value in MODELS[SIZE].to_dict().items() if name in ("dim", "num_blocks", "num_refinement_blocks", "prompt_channels")
-        }  # fmt: skip
+            name: tiny[name] for name in ("dim", "num_blocks", "num_refinement_blocks", "prompt_channels")
+        }
         if self.model.get("num_prompts") == 0:
             return create_model("restormer", **size)
         if "top_k" in self.model and self.model["top_k"] is None:
@@ -67,7 +68,9 @@ ARMS: Mapping[str, Arm] = {
     "task": Arm("so, + cross entropy with the task 0.01", _WHOLE, routing={"task": 0.01}),
     "task, published weights": Arm("SPM as published + cross entropy with the task 0.01", routing={"task": 0.01}),
     "rate": Arm("straight through, routers and prompts at 5 times the rate", _WHOLE, router_rate=5.0),
-    "one, log": Arm("one prompt for all, each image's error by itself (log_l1)", {**_WHOLE, "num_prompts": 1}, pixel="log_l1"),
+    "one, log": Arm(
+        "one prompt for all, each image's error by itself (log_l1)", {**_WHOLE, "num_prompts": 1}, pixel="log_l1"
+    ),
     "task, log": Arm(
         "cross entropy with the task, each image's error by itself", _WHOLE, routing={"task": 0.1}, pixel="log_l1"
     ),

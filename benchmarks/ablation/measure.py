@@ -72,7 +72,7 @@ def _restore(network: Restorer, degraded: Tensor, prompts: Tensor | None = None)
 
 
 def _choices(network: Restorer, arm: Arm, test: Crops) -> dict[str, Any]:
-    """For each level, how often each prompt is chosen for each task, [T][N], and the information (1: all there is)."""
+    """For each level, how often each prompt is chosen for each task, [T][N], and the information (1: all)."""
     counts = {level: torch.zeros(len(TASKS), network.config.num_prompts) for level in LEVELS}
     for number, task in enumerate(TASKS):
         degraded = as_float(test.degraded[test.of(task)])
@@ -92,7 +92,7 @@ def _choices(network: Restorer, arm: Arm, test: Crops) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _wrong(network: Restorer, arm: Arm, test: Crops) -> dict[str, float]:
-    """Task -> dB that are lost, on the mean of two draws of wrong prompts at all levels, with the right ones' weights."""
+    """Task -> dB lost, on the mean of two draws of wrong prompts at all levels, with the right ones' weights."""
     for level in LEVELS:
         getattr(network, f"prompt{level}").negative_weights = "positive"
     found = {}

@@ -34,9 +34,9 @@ def _of_steps(rows: Sequence[Row], steps: int) -> list[str]:
     return [
         f"## {steps} steps of {count} crops of {TRAIN_SIDE}x{TRAIN_SIDE}",
         "",
-        f"{_each(rows, 'processor')}, {_each(rows, 'threads')} threads a run, commit {_each(rows, 'checkout')}. PSNR in dB on "
-        "held-out photos, the mean over the seeds and, with several, their standard deviation: a seed is one set of initial "
-        "weights and one order of the crops, the same for every arm.",
+        f"{_each(rows, 'processor')}, {_each(rows, 'threads')} threads a run, commit {_each(rows, 'checkout')}. PSNR "
+        "in dB on held-out photos, the mean over the seeds and, with several, their standard deviation: a seed is one "
+        "set of initial weights and one order of the crops, the same for every arm.",
         "",
         *_table(
             ["arm", "parameters", "seeds", *TASKS, "mean", CLEAN, *UNSEEN, "minutes"],
@@ -57,7 +57,8 @@ def _alone(
         [f"{name}: gap", *(_gap(by_arm[name], alone.get(task, []), task) for task in TASKS)] for name in five
     ]
     return [
-        "Each task alone, in as many steps and on as many crops of it, and by how much five tasks in one network are below that:",
+        "Each task alone, in as many steps and on as many crops of it, and by how much five tasks in one network are "
+        "below that:",
         "",
         *_table(["arm", *TASKS], [own, *gaps]),
         "",
@@ -78,9 +79,9 @@ def _what_is_chosen(by_arm: dict[str, list[Row]], routed: Sequence[str]) -> list
     if not routed:
         return []
     return [
-        "What routers choose: what a level's choice tells of the task (0 nothing, 1 all); what wrong prompts at all levels cost, "
-        "with the right ones' weights, on the mean of the tasks; and of how many images logistic regression tells the task from "
-        "what the routers look at.",
+        "What routers choose: what a level's choice tells of the task (0 nothing, 1 all); what wrong prompts at all "
+        "levels cost, with the right ones' weights, on the mean of the tasks; and of how many images logistic "
+        "regression tells the task from what the routers look at.",
         "",
         *_table(
             ["arm", "level 3", "level 2", "level 1", "wrong prompts, dB", "probe 3", "probe 2", "probe 1"],
@@ -100,7 +101,8 @@ def _scores(name: str, rows: Sequence[Row]) -> list[str]:
     names = [*TASKS, None, CLEAN, *UNSEEN]
     return [
         f"{name}: {ARMS[name].about}", f"{rows[0]['parameters'] / 1e6:.2f} M", str(len(rows)),
-        *(_cell([_mean(row) if task is None else _psnr(row, task) for row in rows]) for task in names), f"{minutes:.1f}",
+        *(_cell([_mean(row) if task is None else _psnr(row, task) for row in rows]) for task in names),
+        f"{minutes:.1f}",
     ]  # fmt: skip
 
 

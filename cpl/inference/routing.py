@@ -157,8 +157,8 @@ def _choices(level: int, logits: Tensor, routing: Routing) -> list[Choice]:
 def information(counts: Tensor) -> float | None:
     """What the choice of a prompt tells of the task, as a part of what it could tell at most: 0 nothing, 1 all.
 
-    The mutual information of the two, less what so few images show by chance, over the entropy of the tasks, or of as many
-    equally likely prompts as there are if that is less. None where there is nothing to tell.
+    The mutual information of the two, less what so few images show by chance, over the entropy of the tasks, or of as
+    many equally likely prompts as there are if that is less. None where there is nothing to tell.
 
     Args:
         counts: [T, N], how many images of each task got each prompt.

@@ -14,9 +14,9 @@ from cpl_kernels import checks
 def log_l1(restored: Tensor, target: Tensor, eps: float = 1e-3) -> Tensor:
     """``mean over images of log(eps + mean |restored - target|)``, images [B, 3, H, W].
 
-    Each image's gradient is divided by its own error: a task whose errors are large (low light, haze) does not drown one
-    whose errors are small (noise, blur), as it does in the mean of all errors. ``eps`` bounds what an image that is
-    nearly right may ask for.
+    Each image's gradient is divided by its own error: a task whose errors are large (low light, haze) does not drown
+    one whose errors are small (noise, blur), as it does in the mean of all errors. ``eps`` bounds what an image that
+    is nearly right may ask for.
 
     Raises:
         ValueError: images of different shapes, or a negative eps.

@@ -46,8 +46,9 @@ class RoutingMeter:
         self._chosen, self._shares = dict(state["chosen"]), dict(state["shares"])
 
     def take(self) -> dict[str, float]:
-        """For each level ``information``, what the choice tells of the task, as a part of what it could tell at most (1:
-        all; less what so few images show by chance), and each prompt's mean ``share``; and of how many ``images``."""
+        """For each level ``information``, what the choice tells of the task, as a part of what it could tell at most
+        (1: all; less what so few images show by chance), and each prompt's mean ``share``; and of how many ``images``.
+        """
         figures = {}
         for level in sorted(self._chosen):
             chosen, shares = self._chosen[level], self._shares[level]

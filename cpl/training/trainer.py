@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from cpl.models.config import ModelConfig
 from cpl.training import build, preflight, rng
 from cpl.training.allocator import keep_freed_memory
 from cpl.training.checkpoints import CheckpointStore
@@ -109,7 +110,8 @@ class Trainer:
         self.steps = config.steps or math.ceil((config.epochs or 0) * epoch)
         self.schedule = build.schedule(config, self.steps, epoch)
         model = build.model(config, tuple(self.dataset.tasks)).to(self.accelerator.device)
-        preflight.check_prompts(config, self.dataset.tasks, model.config.num_prompts)
+        architecture: ModelConfig = model.config  # type: ignore[assignment]  # of every network that build makes
+        preflight.check_prompts(config, self.dataset.tasks, architecture.num_prompts)
         fitted = build.initialise(model, config.init) if config.init and self._resume is None else []
         preflight.check_disk(self.run_dir, model, config)
 
@@ -125,7 +127,7 @@ class Trainer:
             build.routing(config),
             build.pixel_loss(config),
         )
-        self.routers = RoutingMeter(len(self.dataset.tasks)) if model.config.prompting == "sparse" else None
+        self.routers = RoutingMeter(len(self.dataset.tasks)) if architecture.prompting == "sparse" else None
         self._warn_if_flat = self.routers is not None and len(self.dataset.tasks) > 1
         self.wrapped = self.accelerator.prepare(self.module)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -269,8 +271,8 @@ class Trainer:
             self._warn_if_flat = told is None
             if told:
                 self.report.say(
-                    f"warning: after {self.step} of {self.steps} steps no router's choice tells the tasks apart, so sparse "
-                    'prompts do little yet; see docs/model.md, "Routers that choose"'
+                    f"warning: after {self.step} of {self.steps} steps no router's choice tells the tasks apart, so "
+                    'sparse prompts do little yet; see docs/model.md, "Routers that choose"'
                 )
         return figures
 

@@ -56,16 +56,19 @@ def test_crops_are_made_once_and_no_photo_is_on_both_sides(
 
     monkeypatch.setattr(data, "Halved", Noted)
     train, test = data.prepare(folder, tmp_path, 40)
-    assert [len(names) for names in read] == [9, 2] and not read[0] & read[1]
+    assert [len(names) for names in read] == [9, 2]
+    assert not read[0] & read[1]
     assert train.names == tuple(data.TASKS)
     assert [len(train.of(task)) for task in data.TASKS] == [8] * 5
     assert test.names == (*data.TASKS, *data.UNSEEN)
     assert {len(test.of(name)) for name in test.names} == {2 * data.TEST_CROPS}
     again, _ = data.prepare(folder, tmp_path, 40)
-    assert torch.equal(again.degraded, train.degraded) and len(read) == 2
+    assert torch.equal(again.degraded, train.degraded)
+    assert len(read) == 2
     monkeypatch.setattr(data, "SEED", 5)  # what crops hang on has changed: others are made
     other, _ = data.prepare(folder, tmp_path, 40)
-    assert other.made != train.made and not torch.equal(other.degraded, train.degraded)
+    assert other.made != train.made
+    assert not torch.equal(other.degraded, train.degraded)
 
 
 def test_too_few_photos(folder: Path, tmp_path: Path) -> None:
@@ -97,7 +100,7 @@ def test_arms_begin_with_the_same_weights_and_see_the_same_crops(
     runs = [
         training._Run(ARMS[name], 3, crops[0], STEPS) for name in ("none", "one", "dense", "sparse", "oracle")
     ]
-    first, *others = ({n: p for n, p in run.model.named_parameters()} for run in runs)
+    first, *others = (dict(run.model.named_parameters()) for run in runs)
     for other in others:
         shared = [n for n in first if n in other and first[n].shape == other[n].shape]
         assert len(shared) > 100
@@ -106,7 +109,8 @@ def test_arms_begin_with_the_same_weights_and_see_the_same_crops(
     assert all(torch.equal(degraded, batches[0][0]) for degraded, _, _ in batches)
     assert batches[0][2].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     alone = training._Run(ARMS["alone rain"], 3, crops[0], STEPS)._batch()
-    assert torch.equal(alone[0], batches[0][0][4:6]) and alone[2].tolist() == [2, 2]
+    assert torch.equal(alone[0], batches[0][0][4:6])
+    assert alone[2].tolist() == [2, 2]
     other = training._Run(ARMS["sparse"], 4, crops[0], STEPS)
     assert not torch.equal(other._batch()[0], batches[0][0])  # a seed is an order too
 
@@ -125,11 +129,13 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
             raise KeyboardInterrupt
         update(run)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(training._Run, "update", stopped)
-        training.train("task", 0, crops[0], 4, tmp_path / "cut")
+        with pytest.raises(KeyboardInterrupt):
+            training.train("task", 0, crops[0], 4, tmp_path / "cut")
     resumed, seen = training.train("task", 0, crops[0], 4, tmp_path / "cut")
-    assert len(seen["looks"]) == 2 and seen["looks"] == wanted["looks"]
+    assert len(seen["looks"]) == 2
+    assert seen["looks"] == wanted["looks"]
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -126,7 +126,8 @@ def test_forced_prompts_hold_at_the_levels_asked_for() -> None:
         with force_prompts(model, other, levels=(2,)):
             model(x)
     seen = {c.level: c.chosen[0] for c in routing.choices()[1]}
-    assert seen[2] == other and seen[3] == free[3]
+    assert seen[2] == other
+    assert seen[3] == free[3]
 
 
 def test_negatives_of_forced_prompts_are_others() -> None:

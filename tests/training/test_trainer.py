@@ -323,12 +323,14 @@ def test_bf16(tmp_path: Path) -> None:
 
 def test_a_run_says_what_its_routers_do(tmp_path: Path) -> None:
     text = io.StringIO()
-    asked = ("model.normalize=straight_through", "loss.routing.task=1.0", "loss.kind=log_l1", "log_every=1")
+    asked = ("model.normalize=straight_through", "loss.routing.task=1.0", "loss.kind=log_l1", "log_every=3")
     train(tmp_path / "run", *QUICK, *asked, text=text)
     records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "train"]
     assert all(r["loss/routing"] > 0 for r in records)
     for level in (1, 2, 3):
-        assert all(0 <= r[f"routing/information{level}"] <= 1 for r in records)
+        known = [r[f"routing/information{level}"] for r in records if f"routing/information{level}" in r]
+        assert known
+        assert all(0 <= value <= 1 for value in known)
         assert all(sum(r[f"routing/share{level}/{n}"] for n in range(3)) == pytest.approx(1) for r in records)
     model, _ = load_checkpoint(tmp_path / "run" / "last.safetensors")
     assert model.config.normalize == "straight_through"

@@ -172,8 +172,8 @@ def _information(usage: Usage) -> str:
         return ""
     rows = "".join(f"<tr><td>level {level}</td><td>{value:.2f}</td></tr>" for level, value in reversed(known))
     return (
-        "<p>What the choice of a prompt tells of the degradation (mutual information, as a part of what it could tell: 0 "
-        f"nothing, 1 all; less what so few photos show by chance):</p><table><tbody>{rows}</tbody></table>"
+        "<p>What the choice of a prompt tells of the degradation (mutual information, as a part of what it could tell: "
+        f"0 nothing, 1 all; less what so few photos show by chance):</p><table><tbody>{rows}</tbody></table>"
     )
 
 

@@ -77,8 +77,8 @@ class Usage:
     router: str = ""
     right: int = 0
     judged: int = 0
-    information: dict[int, float | None] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+    information: dict[int, float | None] = field(default_factory=lambda: dict.fromkeys(LEVELS))
 
     @classmethod
     def of(cls, images: Sequence[Inspected], router: str = "") -> Usage:
@@ -298,9 +298,21 @@ def _parse(data: Mapping[str, Any]) -> Usage:
     if len(sizes) != 1:
         raise ValueError(f"numbers of prompts differ: {sorted(sizes)}")
     counts = data["named_rightly"]
+    known = data.get("information", {})  # tables of before it was counted have none
+    information = {level: _optional(known.get(f"level{level}")) for level in LEVELS}
     return Usage(
-        tasks, spread, str(data["router"]), int(counts["right"]), int(counts["of"]), dict(data["info"])
+        tasks,
+        spread,
+        str(data["router"]),
+        int(counts["right"]),
+        int(counts["of"]),
+        dict(data["info"]),
+        information,
     )
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _parse_level(values: Mapping[str, Any]) -> LevelUsage:
