@@ -22,6 +22,7 @@ class Arm:
         cpr: arguments of ContrastivePromptRegularization, or None for L1 alone.
         routing: arguments of RoutingLoss, or None.
         oracle: each image gets the prompt of its true task.
+        teacher: so it is in training only; a router that learns from the labels chooses when it is measured.
         only: the one task that is trained, on as many images of it: a fifth of every batch.
         pixel: the loss, of PIXEL_LOSSES.
         router_rate: the learning rate of routers and prompts, over that of the rest.
@@ -32,6 +33,7 @@ class Arm:
     cpr: Mapping[str, Any] | None = None
     routing: Mapping[str, float] | None = None
     oracle: bool = False
+    teacher: bool = False
     only: str | None = None
     pixel: str = "l1"
     router_rate: float = 1.0
@@ -66,6 +68,11 @@ ARMS: Mapping[str, Arm] = {
     "information": Arm("so, + information 0.01", _WHOLE, routing={"information": 0.01}),
     "balance": Arm("so, + balance 0.01", _WHOLE, routing={"balance": 0.01}),
     "task": Arm("so, + cross entropy with the task 0.01", _WHOLE, routing={"task": 0.01}),
+    "task 1.0": Arm("so, + cross entropy with the task 1.0", _WHOLE, routing={"task": 1.0}),
+    "teacher": Arm(
+        "trained with the true task's prompt; the router learns by cross entropy with the task 0.1",
+        _WHOLE, routing={"task": 0.1}, teacher=True,
+    ),
     "task, published weights": Arm("SPM as published + cross entropy with the task 0.01", routing={"task": 0.01}),
     "rate": Arm("straight through, routers and prompts at 5 times the rate", _WHOLE, router_rate=5.0),
     "one, log": Arm(

@@ -77,7 +77,9 @@ class _Run:
         criterion = None if arm.cpr is None else ContrastivePromptRegularization(**arm.cpr)
         routing = None if arm.routing is None else RoutingLoss(**arm.routing)
         negatives = 0 if criterion is None else NEGATIVES
-        self.module = TrainingStep(self.model, criterion, negatives, routing, PIXEL_LOSSES[arm.pixel])
+        self.module = TrainingStep(
+            self.model, criterion, negatives, routing, PIXEL_LOSSES[arm.pixel], arm.teacher
+        )
         self.averaged = AveragedModel(
             self.model, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / max(2.0, AVERAGED * steps))
         )

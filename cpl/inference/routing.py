@@ -43,9 +43,9 @@ class Routing:
     normalize: str
     logits: dict[int, list[Tensor]] = field(default_factory=dict)
 
-    def add(self, level: int, logits: Tensor) -> None:
-        """``logits``: [B, N]."""
-        self.logits.setdefault(level, []).append(logits.detach().cpu())
+    def add(self, level: int, logits: Tensor, used: Tensor) -> None:
+        """Of the router's logits [B, N] and those that were used, the latter."""
+        self.logits.setdefault(level, []).append(used.detach().cpu())
 
     def choices(self) -> list[list[Choice]]:
         """For each image in turn, one choice a level, levels 1 to 3; empty if nothing was restored."""

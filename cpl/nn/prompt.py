@@ -36,7 +36,7 @@ from cpl_kernels import aggregate_prompts, route_negatives, route_topk, sparse_p
 _STREAMS = {1: 0x2545F4914F6CDD1D, 2: 0x5851F42D4C957F2D, 3: 0x369DEA0F31A53F85}
 
 
-Watcher = Callable[[int, Tensor], None]
+Watcher = Callable[[int, Tensor, Tensor], None]
 
 _CERTAIN = 1e4  # a logit so far above the others that their softmax is 0 in fp64 too
 
@@ -107,8 +107,9 @@ class SparsePromptModule(nn.Module):
             prompts that the router would choose.
 
     Attributes:
-        watcher: None, or a function that is called with (level, router logits [B, N]) whenever prompts are
-            chosen on the positive route; see :func:`cpl.inference.routing.watch_routing`.
+        watcher: None, or a function that is called with (level, router logits [B, N], logits that were used) whenever
+            prompts are chosen on the positive route; the two differ where prompts are forced. See
+            :func:`cpl.inference.routing.watch_routing`.
         forced: None, or indices [B] or [1] of the prompts that images get whatever the router says; see
             :func:`cpl.inference.routing.force_prompts`.
     """
@@ -147,14 +148,13 @@ class SparsePromptModule(nn.Module):
         if tiles is not None:  # the border is there already: convolve without padding
             return F.conv2d(tiles.parts(self.level, x.shape[2], x.shape[3]), self.conv3x3.weight)
         logits, size = self.logits(x), (x.shape[2], x.shape[3])
-        if self.forced is not None:
-            self._check_forced(x.shape[0] if draw is None else draw.batch)
+        used = self._used(logits, x.shape[0] if draw is None else draw.batch)
         if draw is None:
             if self.watcher is not None:
-                self.watcher(self.level, logits)
-            prompt = sparse_prompt(logits, self.prompt_param[0], self.top_k, size, self.normalize)
+                self.watcher(self.level, logits, used)
+            prompt = sparse_prompt(used, self.prompt_param[0], self.top_k, size, self.normalize)
         else:
-            weights, indices = self._wrong_route(logits, draw)
+            weights, indices = self._wrong_route(used, draw)
             prompt = aggregate_prompts(weights, indices, self.prompt_param[0], size)
         return self.conv3x3(prompt)
 
@@ -184,39 +184,34 @@ class SparsePromptModule(nn.Module):
         Written without a matrix product, which autocast would round to bf16: which prompt is chosen
         should not hang on that, and the router is far too small to be worth it.
         """
-        if self.forced is not None:
-            return self._forced_logits(mean)
         router = self.linear_layer
         return (mean.unsqueeze(1) * router.weight).sum(-1) + router.bias
 
-    def _forced_logits(self, mean: Tensor) -> Tensor:
-        """Logits whose softmax is 1 at the forced prompts and 0 elsewhere, for means [B, C] or [count * B, C]."""
-        assert self.forced is not None
-        indices = self.forced.to(mean.device)
-        one_hot = F.one_hot(indices, self.linear_layer.out_features).to(mean.dtype)
-        return _CERTAIN * one_hot.repeat(max(1, mean.shape[0] // len(indices)), 1)
-
-    def _check_forced(self, images: int) -> None:
-        assert self.forced is not None
+    def _used(self, logits: Tensor, images: int) -> Tensor:
+        """The router's logits [B, N] or [count * B, N] of so many images; where prompts are forced, some whose softmax
+        is 1 at these and 0 elsewhere."""
+        if self.forced is None:
+            return logits
         if len(self.forced) not in (1, images):
             raise ValueError(
                 f"{len(self.forced)} forced prompts cannot serve a batch of {images} images: give one for each, or one"
             )
+        one_hot = F.one_hot(self.forced.to(logits.device), logits.shape[1]).to(logits.dtype)
+        return _CERTAIN * one_hot.repeat(logits.shape[0] // len(self.forced), 1)
 
     def mixture(self, mean: Tensor) -> Tensor:
         """The weighted sum [C', S, S] of the prompts chosen for an image whose features have that mean [C]."""
-        if self.forced is not None:
-            self._check_forced(1)
         logits = self.logits_of(mean[None].to(self.linear_layer.weight.dtype))
+        used = self._used(logits, 1)
         if self.watcher is not None:
-            self.watcher(self.level, logits)
-        weights, indices = route_topk(logits, self.top_k, self.normalize)
+            self.watcher(self.level, logits, used)
+        weights, indices = route_topk(used, self.top_k, self.normalize)
         return aggregate_prompts(weights, indices, self.prompt_param[0])[0]
 
     def margin(self, mean: Tensor) -> float:
         """Between the softmax share of the last prompt chosen for that mean [C] and the first one left out; infinite
         if none is. Below about 1e-5 the choice hangs on rounding."""
-        logits = self.logits_of(mean[None].to(self.linear_layer.weight.dtype))[0]
+        logits = self._used(self.logits_of(mean[None].to(self.linear_layer.weight.dtype)), 1)[0]
         if self.top_k >= len(logits):
             return float("inf")
         shares = logits.softmax(-1).sort(descending=True).values

@@ -60,6 +60,12 @@ class RoutingSection(Section):
         default=0.0, description="minus the mutual information of image and prompt; looks at no labels"
     )
 
+    teacher: bool = Field(
+        default=False,
+        description="train with the prompt of each image's task; the router, which chooses for nobody, learns from "
+        "`task` alone",
+    )
+
     @property
     def any(self) -> bool:
         return bool(self.task or self.balance or self.information)
@@ -162,6 +168,15 @@ class TrainConfig(Section):
             raise ValueError(
                 f"loss.kind=cpr needs wrong prompts, which {self.model.name} has not; take loss.kind=l1 or "
                 "model.name=cplir"
+            )
+        if self.loss.routing.teacher and not self.loss.routing.task:
+            raise ValueError(
+                "loss.routing.teacher chooses prompts in training, so the router learns from loss.routing.task alone: "
+                "give that a weight, such as 0.1"
+            )
+        if self.loss.routing.teacher and (self.model.top_k or 1) != 1:
+            raise ValueError(
+                f"loss.routing.teacher gives an image one prompt, got model.top_k={self.model.top_k}"
             )
         if self.loss.routing.any and self.model.name == "restormer":
             raise ValueError("loss.routing is for routers, which restormer has not; take model.name=cplir")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cpl.inference.routing import force_prompts
 from cpl.nn.prompt import SparsePromptModule, Watcher
 from cpl_kernels import NonFiniteError
 
@@ -39,6 +40,8 @@ class TrainingStep(nn.Module):
         num_negatives: K, negatives per image.
         routing: ``routing(logits {level: [B, N]}, tasks [B])``, which is added to the loss.
         pixel: the loss without a criterion, ``pixel(restored, target)``.
+        teacher: restore each image with the prompt of its task's number, whatever the router says, which then learns
+            from ``routing`` alone.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class TrainingStep(nn.Module):
         num_negatives: int = 0,
         routing: nn.Module | None = None,
         pixel: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
+        teacher: bool = False,
     ) -> None:
         super().__init__()
         if (criterion is None) != (num_negatives == 0):
@@ -55,7 +59,7 @@ class TrainingStep(nn.Module):
                 f"negatives serve a contrastive criterion only, got {criterion} and {num_negatives}"
             )
         self.model, self.criterion, self.num_negatives = model, criterion, num_negatives
-        self.routing, self.pixel = routing, pixel
+        self.routing, self.pixel, self.teacher = routing, pixel, teacher
         self._routers = [m for m in model.modules() if isinstance(m, SparsePromptModule)]
 
     def forward(
@@ -84,7 +88,9 @@ class TrainingStep(nn.Module):
         self, degraded: Tensor, target: Tensor, draw: int, want_parts: bool, tasks: Tensor | None
     ) -> StepOutput:
         parts: dict[str, Tensor] = {}
-        with self._watched() as logits:
+        if tasks is None and (self.teacher or self.routing is not None):
+            raise ValueError("the routing loss and the teacher need the images' tasks: give tasks=[B]")
+        with self._watched() as logits, self._taught(tasks):
             if self.criterion is None:
                 restored = self.model(degraded)
                 loss = self.pixel(restored, target)
@@ -96,14 +102,17 @@ class TrainingStep(nn.Module):
                 result = self.criterion(restored, target, negatives, return_parts=want_parts)
                 loss, parts = result if want_parts else (result, {})
         if self.routing is not None:
-            if tasks is None:
-                raise ValueError("the routing loss needs the images' tasks: give tasks=[B]")
             term = self.routing(logits, tasks)
             loss = loss + term
             parts = parts | {"routing": term.detach()}
         with torch.no_grad():
             mse = (restored.float().clamp(0, 1) - target.float()).square().mean(dim=(1, 2, 3))
         return StepOutput(loss, mse, parts, {level: values.detach() for level, values in logits.items()})
+
+    def _taught(self, tasks: Tensor | None) -> contextlib.AbstractContextManager[None]:
+        if self.teacher and tasks is not None:
+            return force_prompts(self.model, tasks)
+        return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[dict[int, Tensor]]:
@@ -112,10 +121,10 @@ class TrainingStep(nn.Module):
         before = [router.watcher for router in self._routers]
 
         def watcher(earlier: Watcher | None) -> Watcher:
-            def note(level: int, values: Tensor) -> None:
+            def note(level: int, values: Tensor, used: Tensor) -> None:
                 logits[level] = values
                 if earlier is not None:
-                    earlier(level, values)
+                    earlier(level, values, used)
 
             return note
 

@@ -126,6 +126,7 @@ class Trainer:
             config.loss.num_negatives if criterion is not None else 0,
             build.routing(config),
             build.pixel_loss(config),
+            config.loss.routing.teacher,
         )
         self.routers = RoutingMeter(len(self.dataset.tasks)) if architecture.prompting == "sparse" else None
         self._warn_if_flat = self.routers is not None and len(self.dataset.tasks) > 1

@@ -93,5 +93,34 @@ def test_a_step_leaves_watchers_as_they_were() -> None:
         TrainingStep(model)(x, x, 0)
         TrainingStep(model)(x, x, 0)
     assert len(routing.choices()) == 2
-    with pytest.raises(ValueError, match="needs the images' tasks"):
+    with pytest.raises(ValueError, match="need the images' tasks"):
         TrainingStep(model, routing=RoutingLoss(task=1.0))(x, x, 0)
+
+
+def test_a_teacher_chooses_and_the_router_learns_from_labels_alone() -> None:
+    torch.manual_seed(0)
+    model = create_model("cplir-tiny", normalize="straight_through")
+    x, target = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    tasks = torch.tensor([4, 1])
+    router = model.prompt2.linear_layer.weight
+
+    def step(weight: float) -> torch.Tensor:
+        model.zero_grad()
+        with watch_routing(model) as routing:
+            output = TrainingStep(model, routing=RoutingLoss(task=weight), teacher=True)(
+                x, target, 0, tasks=tasks
+            )
+        assert [[choice.chosen for choice in image] for image in routing.choices()] == [
+            [(4,)] * 3,
+            [(1,)] * 3,
+        ]
+        output.loss.backward()
+        for level in (1, 2, 3):  # the prompts of these tasks learn, and no others
+            grad = getattr(model, f"prompt{level}").prompt_param.grad
+            assert [bool(grad[0, n].any()) for n in range(5)] == [False, True, False, False, True]
+        assert not torch.equal(output.logits[2].argmax(1), tasks)  # it says what it thinks
+        assert router.grad is not None
+        return router.grad.clone()
+
+    torch.testing.assert_close(step(2.0), 2 * step(1.0), rtol=1e-4, atol=1e-9)
+    assert all(getattr(model, f"prompt{level}").forced is None for level in (1, 2, 3))
