@@ -125,8 +125,8 @@ def test_gradients_of_each_entry(op: OpSpec, target: Target, case: Case) -> None
 
 
 def assert_same(target: Target, got: Inputs, expected: Inputs, context: str) -> None:
-    """The same bits; of the reference nearly: torch's matrix products of a slice, which lies elsewhere in memory, were seen
-    to round otherwise on an AMD EPYC (MKL)."""
+    """The same bits; of the reference nearly: torch's matrix products of a slice, which lies elsewhere in memory, were
+    seen to round otherwise on an AMD EPYC (MKL)."""
     if target.backend != "reference":
         return assert_same_bits(got, expected, context)
     for name, value in got.items():
