@@ -121,7 +121,20 @@ def test_gradients_of_each_entry(op: OpSpec, target: Target, case: Case) -> None
             return torch.func.grad(loss)({n: inputs[n] for n in wanted})
 
         got = torch.func.vmap(gradients)(stacked(every, names))
-        assert_same_bits(got, stacked(loop, wanted), f"over {names}")
+        assert_same(target, got, stacked(loop, wanted), f"over {names}")
+
+
+def assert_same(target: Target, got: Inputs, expected: Inputs, context: str) -> None:
+    """The same bits; of the reference nearly: torch's matrix products of a slice, which lies elsewhere in memory, were
+    seen to round otherwise on an AMD EPYC (MKL)."""
+    if target.backend != "reference":
+        return assert_same_bits(got, expected, context)
+    for name, value in got.items():
+        eps = torch.finfo(value.dtype).eps
+        torch.testing.assert_close(
+            value, expected[name], rtol=32 * eps, atol=32 * eps, msg=f"{context} {name}"
+        )
+    return None
 
 
 @over(lambda op: op.small[:1], keep=lambda op, t: differentiable(op, t) and t.computes(op, torch.float64))
