@@ -80,7 +80,13 @@ def test_too_few_photos(folder: Path, tmp_path: Path) -> None:
         data.prepare(few, tmp_path, 40)
 
 
-@pytest.mark.parametrize("name", ARMS)
+# One of each kind in the short run; a long one has them all.
+SHORT = ("none", "oracle", "teacher", "task + cpr", "one, log", "alone noise")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SHORT else pytest.param(name, marks=pytest.mark.slow) for name in ARMS]
+)
 def test_every_arm(name: str, crops: tuple[data.Crops, data.Crops], tmp_path: Path) -> None:
     row = command.run(name, 0, STEPS, tmp_path, crops)
     arm = ARMS[name]
