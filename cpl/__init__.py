@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cpl.inference.restore import restore
     from cpl.interop.patch import patch, unpatch
     from cpl.models import ModelConfig, create_model, load_checkpoint, save_checkpoint
-    from cpl_kernels._version import __version__
+    from cpl_kernels import __version__
 
 _ATTRIBUTES = {
     "__version__": "cpl_kernels",

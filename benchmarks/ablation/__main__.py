@@ -60,13 +60,8 @@ def run(name: str, seed: int, steps: int, work: Path, crops: tuple[Crops, Crops]
     network, seen = train(name, seed, crops[0], steps, work)
     found = measure.measure(network, ARMS[name], *crops)
     told = {"arm": name, "seed": seed, "asked_steps": steps, "processor": processor()}
-    return {
-        **told,
-        **facts(),
-        "machine_was": "not looked at",
-        **seen,
-        **found,
-    }  # seconds are wall time, of whatever load
+    # Seconds are wall time, whatever else the machine does.
+    return {**told, **facts(), "machine_was": "not looked at", **seen, **found}
 
 
 def keep(path: Path, row: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ TASKS: Mapping[str, str] = {
     "haze": "haze",
     "low_light": "low_light",
 }
-# Of the held-out photos beside the tasks: single strengths, and what training does not show.
+# Held-out photos are also degraded in these ways: noise of one strength, and degradations that training never shows.
 UNSEEN: Mapping[str, str] = {
     "noise 25": "noise:sigma=25",
     "noise 35": "noise:sigma=35",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from benchmarks.ablation.arms import ARMS, Arm
 from benchmarks.ablation.data import Crops, as_float
 from cpl.errors import CplError
 from cpl.files import atomic_write
-from cpl.inference.routing import force_prompts
 from cpl.losses import ContrastivePromptRegularization, RoutingLoss
 from cpl.losses.pixel import PIXEL_LOSSES
 from cpl.models import Restorer
@@ -31,11 +28,8 @@ from cpl.training.step import TrainingStep
 from cpl.training.trainer import draw_seed
 
 OF_EACH_TASK = 2  # crops in a batch; a task that is trained alone has these only, in as many batches
-RATE, WARMUP, AVERAGED = (
-    1e-3,
-    0.03,
-    0.01,
-)  # the last two: parts of a run, of warm-up and of the average's horizon
+RATE = 1e-3
+WARMUP, AVERAGED = 0.03, 0.01  # parts of a run: the warm-up, and how far back the averaged weights reach
 NEGATIVES = 1  # a step, of the arms with CPR
 LOOKS = 10  # at the routers, over a run
 SAVE_EVERY = 60.0  # seconds
@@ -78,7 +72,7 @@ class _Run:
         routing = None if arm.routing is None else RoutingLoss(**arm.routing)
         negatives = 0 if criterion is None else NEGATIVES
         self.module = TrainingStep(
-            self.model, criterion, negatives, routing, PIXEL_LOSSES[arm.pixel], arm.teacher
+            self.model, criterion, negatives, routing, PIXEL_LOSSES[arm.pixel], arm.oracle or arm.teacher
         )
         self.averaged = AveragedModel(
             self.model, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / max(2.0, AVERAGED * steps))
@@ -102,9 +96,8 @@ class _Run:
         rate = self.schedule(self.step)
         for group, factor in zip(self.optimizer.param_groups, (1.0, self.arm.router_rate), strict=True):
             group["lr"] = rate * factor
-        with self._prompts(tasks):
-            output = self.module(degraded, target, draw_seed(self.seed, self.step, 0), False, tasks)
-            output.loss.backward()
+        output = self.module(degraded, target, draw_seed(self.seed, self.step, 0), False, tasks)
+        output.loss.backward()
         self.meter.add(output.logits, tasks)
         self.step += 1
         if self.step % max(1, self.steps // LOOKS) == 0:
@@ -118,11 +111,6 @@ class _Run:
         at = torch.arange(self.step * OF_EACH_TASK, (self.step + 1) * OF_EACH_TASK)
         rows = torch.cat([of[at % len(of)] for of in self.rows])
         return as_float(self.crops.degraded[rows]), as_float(self.crops.target[rows]), self.crops.tasks[rows]
-
-    @contextlib.contextmanager
-    def _prompts(self, tasks: Tensor) -> Iterator[None]:
-        with force_prompts(self.model, tasks) if self.arm.oracle else contextlib.nullcontext():
-            yield
 
     def _gradients(self) -> dict[str, float]:
         """The root mean square of a part's gradients."""

@@ -29,7 +29,7 @@ from cpl.models.create import build
 from cpl.models.infer import infer, split_unused
 from cpl.models.provenance import commit
 from cpl.models.restorer import Restorer
-from cpl_kernels._version import __version__
+from cpl_kernels import __version__
 
 FORMAT = "cpl-checkpoint"
 FORMAT_VERSION = 1

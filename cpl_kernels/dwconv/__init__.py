@@ -36,9 +36,9 @@ def dwconv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
         backend: "reference", "native", "triton" or "cuda"; None picks the default for the device.
 
     Returns:
-        [B, C, H, W] in the dtype of x, contiguous, computed in float32
-        (float64 if an input is) and rounded once. Under autocast x is cast to the autocast dtype, as for a
-        convolution; the small weight and bias are not, so that their gradients keep their precision.
+        [B, C, H, W] in the dtype of x, contiguous, computed in float32 (float64 if an input is) and rounded once.
+        Under autocast x is cast to the autocast dtype, as for a convolution; the small weight and bias are not, so
+        that their gradients keep their precision.
 
     Where x or the gradient is infinite or NaN, so is what depends on it; on all backends but the reference that may
     be all taps of dweight, also those that see only the zero border (zero times infinity).

@@ -104,7 +104,7 @@ void backward_small(const DwconvBackward& args, const Flat<kSize, A>& flat, int6
   flat.sum(x, memory, end - first, sums);
 }
 
-// Of each channel, over so many images or groups of images, in order.
+// Adds up a channel's sums over `count` images (or groups of images), the first one first.
 template <int kSize, typename A>
 void add_sums(const DwconvBackward& args, const double* sums, int64_t count) {
   constexpr int64_t kSums = TapSums<kSize, A>::kSums, kTaps = kSums - 1;

@@ -21,8 +21,6 @@ namespace CPL_ISA {
 template <int kSize, typename A>
 class Flat {
  public:
-  static constexpr int kTaps = kSize * kSize, kSums = kTaps + 1;  // the taps, row after row, and the bias
-
   Flat(int64_t batch, int64_t height, int64_t width)
       : elements_(height * width),
         width_(width),
@@ -80,7 +78,7 @@ class Flat {
     }
   }
 
-  // The gradients of the filter and the bias over so many images, of a plain x and a bordered dy:
+  // The gradients of the filter, tap after tap, and then the bias, over so many images, of a plain x and a bordered dy:
   // dweight[i, j] = sum over n of x[n] * dy[n + (p - i) * width + (p - j)].
   void sum(const A* x, const A* dy, int64_t images, double* sums) const {
     column_groups<0>(x, dy + border(), images, sums);
@@ -89,7 +87,7 @@ class Flat {
     for (int64_t b = 0; b < images; ++b, plane += step()) {
       for (int64_t n = 0; n < size(); n += Reg::kCount) bias += Reg::load(plane + n);
     }
-    sums[kTaps] = Reg::sum(bias);
+    sums[kSize * kSize] = Reg::sum(bias);
   }
 
  private:

@@ -149,7 +149,7 @@ struct Register {
   static double sum(const Vector& v) { return sum_halves<kCount / 2>(reinterpret_cast<const A*>(&v)); }
 
  private:
-  // Of 2 * kHalf numbers.
+  // Adds the upper half of 2 * kHalf numbers to the lower half, and so on until one is left.
   template <int64_t kHalf, typename From>
   static double sum_halves(const From* values) {
     if constexpr (kHalf == 1) {
