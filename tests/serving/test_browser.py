@@ -14,7 +14,7 @@ from PIL import Image
 
 pytest.importorskip("selenium", reason="the browser is driven by selenium, of the extra [dev]")
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import ElementClickInterceptedException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -92,11 +92,18 @@ def upload(browser: Any, path: Path, content: bytes) -> None:
 
 
 def choose(browser: Any, name: str) -> None:
-    for label in browser.find_elements(By.CSS_SELECTOR, "#cpl-degradation label"):
-        if label.text.strip() == name:
-            label.click()
-            return
-    pytest.fail(f"no choice {name!r}")
+    """Clicks until the choice is taken: while the page is drawn, something else may lie above it."""
+
+    def chosen(driver: Any) -> bool:
+        labels = driver.find_elements(By.CSS_SELECTOR, "#cpl-degradation label")
+        label = next((label for label in labels if label.text.strip() == name), None)
+        if label is None:
+            return False
+        label.click()
+        return bool(label.find_element(By.CSS_SELECTOR, "input").is_selected())
+
+    passing = [StaleElementReferenceException, ElementClickInterceptedException]
+    WebDriverWait(browser, PATIENCE, ignored_exceptions=passing).until(chosen, f"no choice {name!r}")
 
 
 def test_a_photo_is_restored_and_a_bad_one_is_told_of(page: Any, downloads: Path, tmp_path: Path) -> None:
