@@ -22,7 +22,8 @@ class Arm:
         cpr: arguments of ContrastivePromptRegularization, or None for L1 alone.
         routing: arguments of RoutingLoss, or None.
         oracle: each image gets the prompt of its true task.
-        teacher: so it is in training only; a router that learns from the labels chooses when it is measured.
+        teacher: in this first part of the run each image gets the prompt of its true task; the router learns from the
+            labels, and chooses when it is measured.
         only: the one task that is trained, on as many images of it: a fifth of every batch.
         pixel: the loss, of PIXEL_LOSSES.
         router_rate: the learning rate of routers and prompts, over that of the rest.
@@ -33,7 +34,7 @@ class Arm:
     cpr: Mapping[str, Any] | None = None
     routing: Mapping[str, float] | None = None
     oracle: bool = False
-    teacher: bool = False
+    teacher: float = 0.0
     only: str | None = None
     pixel: str = "l1"
     router_rate: float = 1.0
@@ -71,7 +72,13 @@ ARMS: Mapping[str, Arm] = {
     "task 1.0": Arm("so, + cross entropy with the task 1.0", _WHOLE, routing={"task": 1.0}),
     "teacher": Arm(
         "trained with the true task's prompt; the router learns by cross entropy with the task 0.1",
-        _WHOLE, routing={"task": 0.1}, teacher=True,
+        _WHOLE, routing={"task": 0.1}, teacher=1.0,
+    ),
+    "teacher half": Arm(
+        "so in the first half of the run, the router choosing in the second", _WHOLE, routing={"task": 0.1}, teacher=0.5
+    ),
+    "teacher half, 1.0": Arm(
+        "so, cross entropy with the task 1.0", _WHOLE, routing={"task": 1.0}, teacher=0.5
     ),
     "task, published weights": Arm("SPM as published + cross entropy with the task 0.01", routing={"task": 0.01}),
     "rate": Arm("straight through, routers and prompts at 5 times the rate", _WHOLE, router_rate=5.0),

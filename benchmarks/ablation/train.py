@@ -71,9 +71,7 @@ class _Run:
         criterion = None if arm.cpr is None else ContrastivePromptRegularization(**arm.cpr)
         routing = None if arm.routing is None else RoutingLoss(**arm.routing)
         negatives = 0 if criterion is None else NEGATIVES
-        self.module = TrainingStep(
-            self.model, criterion, negatives, routing, PIXEL_LOSSES[arm.pixel], arm.oracle or arm.teacher
-        )
+        self.module = TrainingStep(self.model, criterion, negatives, routing, PIXEL_LOSSES[arm.pixel])
         self.averaged = AveragedModel(
             self.model, multi_avg_fn=get_ema_multi_avg_fn(1 - 1 / max(2.0, AVERAGED * steps))
         )
@@ -96,6 +94,7 @@ class _Run:
         rate = self.schedule(self.step)
         for group, factor in zip(self.optimizer.param_groups, (1.0, self.arm.router_rate), strict=True):
             group["lr"] = rate * factor
+        self.module.teacher = self.arm.oracle or self.step < self.arm.teacher * self.steps
         output = self.module(degraded, target, draw_seed(self.seed, self.step, 0), False, tasks)
         output.loss.backward()
         self.meter.add(output.logits, tasks)

@@ -60,10 +60,10 @@ class RoutingSection(Section):
         default=0.0, description="minus the mutual information of image and prompt; looks at no labels"
     )
 
-    teacher: bool = Field(
-        default=False,
-        description="train with the prompt of each image's task; the router, which chooses for nobody, learns from "
-        "`task` alone",
+    teacher: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="the first part of the run in which each image gets the prompt of its task, and the router, which "
+        "chooses for nobody, learns from `task` alone; 1: all of it",
     )
 
     @property

@@ -41,7 +41,7 @@ class TrainingStep(nn.Module):
         routing: ``routing(logits {level: [B, N]}, tasks [B])``, which is added to the loss.
         pixel: the loss without a criterion, ``pixel(restored, target)``.
         teacher: restore each image with the prompt of its task's number, whatever the router says, which then learns
-            from ``routing`` alone.
+            from ``routing`` alone. An attribute too, for a teacher that leaves.
     """
 
     def __init__(

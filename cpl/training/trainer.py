@@ -126,7 +126,6 @@ class Trainer:
             config.loss.num_negatives if criterion is not None else 0,
             build.routing(config),
             build.pixel_loss(config),
-            config.loss.routing.teacher,
         )
         self.routers = RoutingMeter(len(self.dataset.tasks)) if architecture.prompting == "sparse" else None
         self._warn_if_flat = self.routers is not None and len(self.dataset.tasks) > 1
@@ -228,6 +227,7 @@ class Trainer:
         device = self.accelerator.device
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.step)
+        self.module.teacher = self.step < self.config.loss.routing.teacher * self.steps
         tasks = batch["task"].to(device, non_blocking=True)
         output = self.wrapped(
             batch["degraded"].to(device, non_blocking=True),

@@ -145,12 +145,14 @@ def test_what_an_older_cpl_did_not_store_had_its_default() -> None:
 
 
 def test_a_teacher_needs_labels_to_be_learnt() -> None:
-    asked = ["loss.kind=l1", "loss.routing.teacher=true"]
+    asked = ["loss.kind=l1", "loss.routing.teacher=0.5"]
     with pytest.raises(CplError, match=r"loss\.routing\.task alone: give that a weight"):
         load_preset("smoke", asked)
     with pytest.raises(CplError, match=r"model\.top_k=2"):
         load_preset("smoke", [*asked, "loss.routing.task=0.1", "model.top_k=2"])
-    assert load_preset("smoke", [*asked, "loss.routing.task=0.1"]).loss.routing.teacher
+    assert load_preset("smoke", [*asked, "loss.routing.task=0.1"]).loss.routing.teacher == 0.5
+    with pytest.raises(CplError, match=r"loss\.routing\.teacher"):
+        load_preset("smoke", ["loss.routing.teacher=1.5", "loss.routing.task=0.1"])
 
 
 def test_routing_needs_routers() -> None:

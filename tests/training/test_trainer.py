@@ -344,6 +344,29 @@ def test_flat_routers_are_warned_of_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert "after 1 of 6 steps" in text.getvalue()
 
 
+def test_a_teacher_leaves_after_its_part_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    present = []
+    original = Trainer._update
+
+    def update(self: Trainer, *rest: Any) -> int:
+        signal = original(self, *rest)
+        present.append(self.module.teacher)
+        return signal
+
+    monkeypatch.setattr(Trainer, "_update", update)
+    asked = (
+        "model.normalize=straight_through",
+        "loss.routing.task=0.1",
+        "loss.routing.teacher=0.5",
+        "loss.kind=l1",
+    )
+    train(tmp_path / "run", *QUICK, *asked)
+    assert present == [True] * 3 + [False] * 3
+    present.clear()
+    train(tmp_path / "without", *QUICK, "loss.kind=l1")
+    assert present == [False] * 6
+
+
 def test_more_tasks_than_prompts_cannot_each_have_one(tmp_path: Path) -> None:
     with pytest.raises(CplError, match=r"2 tasks have 1: give model\.num_prompts=2"):
         train(tmp_path / "run", *QUICK, "loss.routing.task=1", "model.num_prompts=1", "loss.kind=l1")
