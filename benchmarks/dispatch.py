@@ -83,6 +83,16 @@ def channel_attention(elements: int, dtype: torch.dtype) -> Call:
     return lambda backend: (cpl_kernels.channel_attention(*leaves, backend=backend), leaves)
 
 
+def pointwise_conv(
+    elements: int, dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format
+) -> Call:
+    """From 48 channels to 144, as the model's first level; the larger image has so many elements."""
+    side = side_of(elements, 144)
+    x = torch.randn(1, 48, side, side, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
+    weight = torch.randn(144, 48, 1, 1, dtype=dtype, requires_grad=True)
+    return lambda backend: (cpl_kernels.pointwise_conv(x, weight, backend=backend), [x, weight])
+
+
 def route_topk(elements: int, dtype: torch.dtype) -> Call:
     logits = torch.randn(elements // 5, 5, dtype=dtype, requires_grad=True)
     return lambda backend: (cpl_kernels.route_topk(logits, 2, backend=backend)[0], [logits])
@@ -133,6 +143,7 @@ OPS: dict[str, Callable[[int, torch.dtype], Call]] = {
     "dwconv": dwconv,
     "gated_dwconv": gated_dwconv,
     "channel_attention": channel_attention,
+    "pointwise_conv": pointwise_conv,
     "route_topk": route_topk,
     "route_negatives": route_negatives,
     "aggregate_prompts": aggregate_prompts,
@@ -143,7 +154,8 @@ OPS: dict[str, Callable[[int, torch.dtype], Call]] = {
 
 # What dispatch.VARIANTS tells apart.
 OF_VARIANT: dict[tuple[str, str], Callable[[int, torch.dtype], Call]] = {
-    ("dwconv", f"{k}x{k}"): functools.partial(dwconv, kernel=k) for k in (3, 5, 7)
+    **{("dwconv", f"{k}x{k}"): functools.partial(dwconv, kernel=k) for k in (3, 5, 7)},
+    ("pointwise_conv", "channels-last"): functools.partial(pointwise_conv, memory_format=torch.channels_last),
 }
 
 

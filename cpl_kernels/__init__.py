@@ -15,6 +15,7 @@ from cpl_kernels.feature_distances import feature_distances
 from cpl_kernels.gated_dwconv import gated_dwconv
 from cpl_kernels.info_nce import info_nce
 from cpl_kernels.layer_norm2d import layer_norm2d
+from cpl_kernels.pointwise_conv import pointwise_conv
 from cpl_kernels.route_negatives import route_negatives
 from cpl_kernels.route_topk import route_topk
 from cpl_kernels.sparse_prompt import sparse_prompt
@@ -31,6 +32,7 @@ __all__ = [
     "gated_dwconv",
     "info_nce",
     "layer_norm2d",
+    "pointwise_conv",
     "route_negatives",
     "route_topk",
     "show_config",

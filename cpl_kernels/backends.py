@@ -38,6 +38,7 @@ OPS = (
     "dwconv",
     "gated_dwconv",
     "channel_attention",
+    "pointwise_conv",
 )
 
 

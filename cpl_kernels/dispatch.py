@@ -18,7 +18,7 @@ import torch
 SIZES = {"small": 0, "medium": 2**14, "large": 2**20}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Kernels of one op that were measured one by one: what is said of one holds of no other.
-VARIANTS = {"dwconv": ("3x3", "5x5", "7x7")}
+VARIANTS = {"dwconv": ("3x3", "5x5", "7x7"), "pointwise_conv": ("planar", "channels-last")}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ _MEASURED_ON_CPU = (
 
 _CPU_EVIDENCE = "benchmarks/results/cpu_dispatch.json"
 _CPU_DWCONV_EVIDENCE = "benchmarks/results/cpu_dispatch_dwconv.json"
+_CPU_POINTWISE_EVIDENCE = "benchmarks/results/cpu_dispatch_pointwise_conv.json"
 _H200_EVIDENCE = "benchmarks/results/h200_dispatch.json"
 _FUSED_ON_H200 = (
     "layer_norm2d",
@@ -90,6 +91,20 @@ TABLE = (
     *(
         Row("dwconv", "cpu", DTYPES, _EVERY_SIZE, _NATIVE, _CPU_DWCONV_EVIDENCE, kernel)
         for kernel in VARIANTS["dwconv"]
+    ),
+    Row("pointwise_conv", "cpu", DTYPES, _EVERY_SIZE, _NATIVE, _CPU_POINTWISE_EVIDENCE, "planar"),
+    # torch's convolution walks channels-last images as they are; in float16 it has no kernel worth the name.
+    Row(
+        "pointwise_conv", "cpu", ("float16",), _EVERY_SIZE, _NATIVE, _CPU_POINTWISE_EVIDENCE, "channels-last"
+    ),
+    Row(
+        "pointwise_conv",
+        "cpu",
+        ("float32", "bfloat16", "float64"),
+        _EVERY_SIZE,
+        ("reference",),
+        _CPU_POINTWISE_EVIDENCE,
+        "channels-last",
     ),
     # In float16 the compiler converts element by element, and large calls lose.
     Row("feature_distances", "cpu", ("float32", "bfloat16", "float64"), _EVERY_SIZE, _NATIVE, _CPU_EVIDENCE),

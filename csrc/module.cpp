@@ -13,6 +13,7 @@
 #include "gated_dwconv/bind.h"
 #include "info_nce/bind.h"
 #include "layer_norm2d/bind.h"
+#include "pointwise_conv/bind.h"
 #include "products/bind.h"
 #include "route_negatives/bind.h"
 #include "route_topk/bind.h"
@@ -54,6 +55,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("info_nce_gradient", &cpl::bind::info_nce_gradient, NoGil());
   m.def("layer_norm2d_forward", &cpl::bind::layer_norm2d_forward, NoGil());
   m.def("layer_norm2d_backward", &cpl::bind::layer_norm2d_backward, NoGil());
+  m.def("pointwise_conv_forward", &cpl::bind::pointwise_conv_forward, NoGil());
+  m.def("pointwise_conv_sums", &cpl::bind::pointwise_conv_sums, NoGil());
 #if defined(CPL_WITH_AMX)
   m.def("products_packed_bytes", &cpl::bind::products_packed_bytes);
   m.def("products_have_pieces", &cpl::bind::products_have_pieces, NoGil());

@@ -70,7 +70,8 @@ def keep(path: Path, row: dict[str, Any]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         rows = [other for other in _rows(path) if not _is(other, row["arm"], row["seed"], row["asked_steps"])]
         rows.append(row)
-        rows.sort(key=lambda row: (row["asked_steps"], list(ARMS).index(row["arm"]), row["seed"]))
+        known = {name: number for number, name in enumerate(ARMS)}  # a newer commit may have filled in others
+        rows.sort(key=lambda row: (row["asked_steps"], known.get(row["arm"], len(known)), row["seed"]))
         with atomic_write(path) as file:
             file.write(json.dumps({"rows": rows}, indent=1).encode() + b"\n")
 

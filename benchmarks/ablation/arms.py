@@ -88,6 +88,10 @@ ARMS: Mapping[str, Arm] = {
     "task, log": Arm(
         "cross entropy with the task, each image's error by itself", _WHOLE, routing={"task": 0.1}, pixel="log_l1"
     ),
+    "teacher, log": Arm(
+        "teacher, each image's error by itself, cross entropy 0.5",
+        _WHOLE, routing={"task": 0.5}, teacher=1.0, pixel="log_l1",
+    ),
     "oracle, log": Arm("the true task's prompt, each image's error by itself", _WHOLE, oracle=True, pixel="log_l1"),
     "task + cpr": Arm(
         "cross entropy with the task 0.01, + CPR, ratio", _WHOLE, cpr={**_CPR, "form": "ratio"}, routing={"task": 0.01}

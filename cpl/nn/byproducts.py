@@ -19,7 +19,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cpl.nn.norm import Norm
-from cpl.nn.pointwise import is_product, pointwise_conv, product_backward_of_weight, product_backward_of_x
+from cpl.nn.pointwise import (
+    is_product,
+    pointwise_conv,
+    product_backward_of_weight,
+    product_backward_of_x,
+    requested,
+)
 from cpl_kernels import autocast, backends
 from cpl_kernels.gated_dwconv.op import gated_dwconv, gated_dwconv_backward_and_output
 from cpl_kernels.layer_norm2d.op import layer_norm2d, layer_norm2d_backward_and_output
@@ -134,7 +140,7 @@ class _Conv(torch.autograd.Function):
         dtype = weight.dtype
         y, kept = inner.forward(*tensors)
         weight = autocast.cast(weight)  # once, for both passes
-        ctx.inner, ctx.dtype, ctx.weight_dtype = inner, y.dtype, dtype
+        ctx.inner, ctx.dtype, ctx.weight_dtype, ctx.backend = inner, y.dtype, dtype, requested()
         ctx.save_for_backward(weight, *kept)
         return pointwise_conv(y, weight)
 
@@ -142,9 +148,9 @@ class _Conv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
         weight, *kept = ctx.saved_tensors
-        dy = product_backward_of_x(dout, weight).to(ctx.dtype)
+        dy = product_backward_of_x(dout, weight, ctx.backend).to(ctx.dtype)
         y, gradients = ctx.inner.backward(dy, kept)
         del dy
-        dweight = product_backward_of_weight(dout, y, weight).to(ctx.weight_dtype)
+        dweight = product_backward_of_weight(dout, y, weight, ctx.backend).to(ctx.weight_dtype)
         needs = ctx.needs_input_grad[2:]
         return None, dweight, *(g if need else None for g, need in zip(gradients, needs, strict=True))

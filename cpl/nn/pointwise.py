@@ -1,4 +1,4 @@
-"""The 1x1 convolution, as a matrix product where that is faster."""
+"""The 1x1 convolution: on a CPU cpl_kernels.pointwise_conv, on a GPU a matrix product where that is faster."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from cpl_kernels import backends
+from cpl_kernels import pointwise_conv as convolve
+from cpl_kernels.pointwise_conv.op import pointwise_conv_backward as gradients
 from cpl_kernels.registration import rewritten
 
 NARROW = (torch.float16, torch.bfloat16)
@@ -17,13 +20,14 @@ NARROW = (torch.float16, torch.bfloat16)
 def pointwise_conv(x: Tensor, weight: Tensor) -> Tensor:
     """y[b, :, h, w] = weight x[b, :, h, w], for x [B, C, H, W] and weight [C', C, 1, 1]; returns [B, C', H, W].
 
-    Where pixels lie next to each other (not channels_last) it is one matrix product an image, on a CPU and on a GPU in
-    16 bits (with autocast or without): torch's convolution copies input and output into another layout and back,
-    which costs as much as the arithmetic, and on a GPU more (benchmarks/bench_pointwise_conv.py). Elsewhere it is
-    torch's convolution: in float32 on a GPU, which it multiplies as TF32 and a product does not, and for an odd number
-    of channels there, where rows of the weight begin at odd places.
+    On a GPU, where pixels lie next to each other (not channels_last), it is one matrix product an image in 16 bits
+    (with autocast or without): torch's convolution copies input and output into another layout and back, which costs
+    more than the arithmetic. Elsewhere it is torch's convolution: in float32, which it multiplies as TF32 and a product
+    does not, and for an odd number of channels, where rows of the weight begin at odd places.
     """
     how = _how(x, weight)
+    if how == "op":
+        return convolve(x, weight)
     if how == "convolution":
         return F.conv2d(x, weight)
     if how == "narrow product":
@@ -47,7 +51,12 @@ def pointwise_conv_backward(
     To be called in the state of autocast that pointwise_conv ran in; no graph is made of it.
     """
     need_x, need_weight = needs
-    if _how(x, weight) == "convolution":
+    how = _how(x, weight)
+    if how == "op":
+        narrow = x.to(dy.dtype), weight.to(dy.dtype)
+        dx, dweight, _ = gradients(dy, *narrow, need_x, need_weight, False, requested())
+        return dx.to(x.dtype) if need_x else None, dweight.to(weight.dtype) if need_weight else None
+    if how == "convolution":
         dx, dweight, _ = torch.ops.aten.convolution_backward(
             dy,
             x.to(dy.dtype),
@@ -62,34 +71,56 @@ def pointwise_conv_backward(
             [*needs, False],
         )
     else:
-        dx = product_backward_of_x(dy, weight) if need_x else None
-        dweight = product_backward_of_weight(dy, x, weight) if need_weight else None
+        dx = _product_backward_of_x(dy, weight) if need_x else None
+        dweight = _product_backward_of_weight(dy, x, weight) if need_weight else None
     return None if dx is None else dx.to(x.dtype), None if dweight is None else dweight.to(weight.dtype)
 
 
 def is_product(x: Tensor, weight: Tensor) -> bool:
     """Whether :func:`pointwise_conv` is a matrix product here."""
-    return _how(x, weight) != "convolution"
+    return x.is_contiguous() if _how(x, weight) == "op" else _how(x, weight) != "convolution"
 
 
-def product_backward_of_x(dy: Tensor, weight: Tensor) -> Tensor:
-    """The gradient [B, C, H, W] of x, in dy's dtype, where :func:`is_product`; x itself is not needed."""
+def product_backward_of_x(dy: Tensor, weight: Tensor, backend: str) -> Tensor:
+    """The gradient [B, C, H, W] of x, in dy's dtype, where :func:`is_product`; x itself is not needed.
+
+    ``backend``: what :func:`requested` said in the forward pass.
+    """
+    if dy.is_cpu:  # the convolution with the weight turned
+        return convolve(dy, weight.to(dy.dtype).transpose(0, 1), backend=backend or None)
+    return _product_backward_of_x(dy, weight)
+
+
+def product_backward_of_weight(dy: Tensor, x: Tensor, weight: Tensor, backend: str) -> Tensor:
+    """The gradient of weight, [C', C, 1, 1], where :func:`is_product`; float32 if dy is of 16 bits."""
+    if dy.is_cpu:
+        return gradients(dy, x.to(dy.dtype), weight.to(dy.dtype), False, True, False, backend)[1]
+    return _product_backward_of_weight(dy, x, weight)
+
+
+def _product_backward_of_x(dy: Tensor, weight: Tensor) -> Tensor:
     dx = torch.bmm(weight.to(dy.dtype).flatten(1).t().expand(dy.shape[0], -1, -1), dy.flatten(2))
     return dx.view(dy.shape[0], weight.shape[1], *dy.shape[2:])
 
 
-def product_backward_of_weight(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of weight, [C', C, 1, 1], where :func:`is_product`; float32 if dy is of 16 bits."""
+def _product_backward_of_weight(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     wide = torch.float32 if dy.dtype in NARROW else None
     dweight = torch.bmm(dy.flatten(2), x.flatten(2).to(dy.dtype).transpose(1, 2)).sum(0, dtype=wide)
     return dweight.view_as(weight)
 
 
+def requested() -> str:
+    """The backend that was asked for, as the op's backward takes it."""
+    return backends.requested("pointwise_conv", None)
+
+
 def _how(x: Tensor, weight: Tensor) -> str:
-    if x.dim() != 4 or not x.is_contiguous():
+    if x.dim() != 4:
         return "convolution"
     if x.device.type == "cpu":
-        return "product"
+        return "op"
+    if not x.is_contiguous():
+        return "convolution"
     if x.device.type != "cuda" or weight.shape[0] % 2 or weight.shape[1] % 2:
         return "convolution"
     narrow = x.dtype in NARROW or (x.dtype == torch.float32 and torch.is_autocast_enabled("cuda"))

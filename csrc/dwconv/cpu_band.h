@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "dwconv/cpu_vector.h"
+#include "common/registers.h"
 
 namespace cpl {
 namespace CPL_ISA {

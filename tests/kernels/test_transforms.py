@@ -32,6 +32,7 @@ OPEN: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "dwconv": {"x": (0, 2, 3)},
     "gated_dwconv": {"x": (0, 2, 3)},
     "channel_attention": {"qkv": (0, 2, 3)},
+    "pointwise_conv": {"x": (0, 2, 3)},
 }
 
 
