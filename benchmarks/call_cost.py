@@ -68,6 +68,11 @@ def dwconv() -> Made:
     return lambda: cpl_kernels.dwconv(x, weight, backend="native"), [x, weight]
 
 
+def pointwise_conv() -> Made:
+    x, weight = leaf(1, 4, 4, 4), leaf(4, 4, 1, 1)
+    return lambda: cpl_kernels.pointwise_conv(x, weight, backend="native"), [x, weight]
+
+
 def feature_distances() -> Made:
     anchor, others = leaf(2, 4, 4, 4), torch.randn(4, 2, 4, 4, 4)
     return lambda: cpl_kernels.feature_distances(anchor, others, backend="native"), [anchor]
@@ -97,6 +102,7 @@ OPS: dict[str, Callable[[], Made]] = {
     "layer_norm2d": layer_norm2d,
     "dwconv": dwconv,
     "gated_dwconv": gated_dwconv,
+    "pointwise_conv": pointwise_conv,
     "feature_distances": feature_distances,
 }
 

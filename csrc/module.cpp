@@ -56,7 +56,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("layer_norm2d_forward", &cpl::bind::layer_norm2d_forward, NoGil());
   m.def("layer_norm2d_backward", &cpl::bind::layer_norm2d_backward, NoGil());
   m.def("pointwise_conv_forward", &cpl::bind::pointwise_conv_forward, NoGil());
-  m.def("pointwise_conv_sums", &cpl::bind::pointwise_conv_sums, NoGil());
+  m.def("pointwise_conv_backward", &cpl::bind::pointwise_conv_backward, NoGil());
 #if defined(CPL_WITH_AMX)
   m.def("products_packed_bytes", &cpl::bind::products_packed_bytes);
   m.def("products_have_pieces", &cpl::bind::products_have_pieces, NoGil());

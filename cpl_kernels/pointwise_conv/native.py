@@ -28,7 +28,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | N
         y = _batched(weight.flatten(1), x)
     else:  # the sum with these is rounded, and the product is not
         y = _product(_planar(x), _matrix(weight, x), bias, residual)
-    return y.contiguous(memory_format=layout.output_format(x))
+    return _laid_out(y, x)
 
 
 def backward(
@@ -36,24 +36,29 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not x.numel():  # sums over nothing
         return reference.backward(dy, x, weight, need_x, need_weight, need_bias)
+    dy, dtype = _planar(dy), reference.accumulation_dtype(x, weight)
     narrow = _are_narrow(x, weight)
-    dx, dweight, dbias = reference.unneeded(x, weight)
-    dy = _planar(dy)
-    if need_x:
-        dx = (
-            _batched(weight.flatten(1).t(), dy)
-            if narrow
-            else _product(dy, _matrix(weight, x).transpose(0, 1), None, None)
-        )
-        dx = dx.contiguous(memory_format=layout.output_format(x))
+    if not need_x:
+        dx = x.new_empty(0)
+    elif narrow:
+        dx = _laid_out(_batched(weight.flatten(1).t(), dy), x)
+    else:
+        dx = _laid_out(_product(dy, _matrix(weight, x).transpose(0, 1), None, None), x)
+    dweight = torch.empty(weight.shape if need_weight else 0, dtype=dtype)
+    dbias = torch.empty(weight.shape[0] if need_bias else 0, dtype=dtype)
     if need_weight and narrow:
         # One product over all images' pixels, at the price of copies: a product for each would be rounded to 16 bits.
         rows, columns = (t.transpose(0, 1).flatten(1) for t in (dy, x))  # [O, B P], [C, B P]
         dweight = (rows @ columns.t()).float().view(weight.shape)
-    if need_bias or (need_weight and not narrow):
-        sums = _sums(dy, _planar(x), weight, need_weight and not narrow, need_bias)
-        dweight, dbias = dweight if narrow else sums[0], sums[1]
+    sums = torch.empty(0) if narrow else dweight
+    if sums.numel() or need_bias:
+        _sum(dy, _planar(x), sums, dbias)
     return dx, dweight, dbias
+
+
+def _laid_out(y: Tensor, x: Tensor) -> Tensor:
+    """y, which is planar, in the layout of a result for x."""
+    return y.contiguous(memory_format=torch.channels_last) if layout.is_channels_last(x) else y
 
 
 def _are_narrow(x: Tensor, weight: Tensor) -> bool:
@@ -89,24 +94,20 @@ def _product(x: Tensor, matrix: Tensor, bias: Tensor | None, residual: Tensor | 
     return y
 
 
-def _sums(dy: Tensor, x: Tensor, weight: Tensor, need_weight: bool, need_bias: bool) -> tuple[Tensor, Tensor]:
-    dweight = torch.empty(
-        weight.shape if need_weight else (0,), dtype=reference.accumulation_dtype(x, weight)
-    )
-    dbias = dweight.new_empty(weight.shape[0] if need_bias else 0)
-    core().pointwise_conv_sums(
+def _sum(dy: Tensor, x: Tensor, dweight: Tensor, dbias: Tensor) -> None:
+    """Fills in those that have elements."""
+    core().pointwise_conv_backward(
         layout.view(dy),
         layout.view(x),
         dweight.data_ptr(),
         dbias.data_ptr(),
         x.shape[0],
         x.shape[1],
-        weight.shape[0],
+        dy.shape[1],
         x.shape[2] * x.shape[3],
         DTYPE_CODES[x.dtype],
         torch.get_num_threads(),
     )
-    return dweight, dbias
 
 
 def _planar(x: Tensor) -> Tensor:

@@ -21,11 +21,11 @@ inline void pointwise_conv_forward(ImageView x, ImageView y, ImageView residual,
   CPL_CALL_ISA(pointwise_conv_forward(args, threads));
 }
 
-inline void pointwise_conv_sums(ImageView dy, ImageView x, Address dweight, Address dbias, int64_t batch, int64_t in,
-                                int64_t out, int64_t pixels, int dtype, int threads) {
-  const PointwiseConvSums args{
+inline void pointwise_conv_backward(ImageView dy, ImageView x, Address dweight, Address dbias, int64_t batch,
+                                    int64_t in, int64_t out, int64_t pixels, int dtype, int threads) {
+  const PointwiseConvBackward args{
       dy, x, pointer(dweight), pointer(dbias), {batch, in, out, pixels}, static_cast<DType>(dtype)};
-  CPL_CALL_ISA(pointwise_conv_sums(args, threads));
+  CPL_CALL_ISA(pointwise_conv_backward(args, threads));
 }
 
 }  // namespace cpl::bind

@@ -13,7 +13,7 @@ void pointwise_conv_forward(const PointwiseConvForward& args, int threads) {
   });
 }
 
-void pointwise_conv_sums(const PointwiseConvSums& args, int threads) {
+void pointwise_conv_backward(const PointwiseConvBackward& args, int threads) {
   dispatch(args.dtype, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     using A = typename Arithmetic<T>::type;

@@ -27,7 +27,7 @@ struct PointwiseConvForward {
   DType dtype;
 };
 
-struct PointwiseConvSums {
+struct PointwiseConvBackward {
   ImageView dy;   // [B, O, P]
   ImageView x;    // [B, C, P]
   void* dweight;  // [O, C] or null
@@ -37,6 +37,6 @@ struct PointwiseConvSums {
 };
 
 CPL_DECLARE_PER_ISA(void pointwise_conv_forward(const PointwiseConvForward& args, int threads))
-CPL_DECLARE_PER_ISA(void pointwise_conv_sums(const PointwiseConvSums& args, int threads))
+CPL_DECLARE_PER_ISA(void pointwise_conv_backward(const PointwiseConvBackward& args, int threads))
 
 }  // namespace cpl
