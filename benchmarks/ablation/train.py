@@ -94,7 +94,7 @@ class _Run:
         rate = self.schedule(self.step)
         for group, factor in zip(self.optimizer.param_groups, (1.0, self.arm.router_rate), strict=True):
             group["lr"] = rate * factor
-        self.module.teacher = self.arm.oracle or self.step < self.arm.teacher * self.steps
+        self.module.teacher = self.arm.oracle or self.step < round(self.arm.teacher * self.steps)
         output = self.module(degraded, target, draw_seed(self.seed, self.step, 0), False, tasks)
         output.loss.backward()
         self.meter.add(output.logits, tasks)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from cpl_kernels import backends
+from cpl_kernels import autocast, backends
 from cpl_kernels import pointwise_conv as convolve
 from cpl_kernels.pointwise_conv.op import pointwise_conv_backward as gradients
 from cpl_kernels.registration import rewritten
@@ -27,7 +27,7 @@ def pointwise_conv(x: Tensor, weight: Tensor) -> Tensor:
     """
     how = _how(x, weight)
     if how == "op":
-        return convolve(x, weight)
+        return convolve(x, weight, backend=requested() or None)
     if how == "convolution":
         return F.conv2d(x, weight)
     if how == "narrow product":
@@ -53,8 +53,8 @@ def pointwise_conv_backward(
     need_x, need_weight = needs
     how = _how(x, weight)
     if how == "op":
-        narrow = x.to(dy.dtype), weight.to(dy.dtype)
-        dx, dweight, _ = gradients(dy, *narrow, need_x, need_weight, False, requested())
+        factors = autocast.cast(x), autocast.cast(weight)
+        dx, dweight, _ = gradients(dy.to(factors[0].dtype), *factors, need_x, need_weight, False, requested())
         return dx.to(x.dtype) if need_x else None, dweight.to(weight.dtype) if need_weight else None
     if how == "convolution":
         dx, dweight, _ = torch.ops.aten.convolution_backward(
@@ -87,14 +87,14 @@ def product_backward_of_x(dy: Tensor, weight: Tensor, backend: str) -> Tensor:
     ``backend``: what :func:`requested` said in the forward pass.
     """
     if dy.is_cpu:  # the convolution with the weight turned
-        return convolve(dy, weight.to(dy.dtype).transpose(0, 1), backend=backend or None)
+        return convolve(dy, weight.transpose(0, 1), backend=backend or None)
     return _product_backward_of_x(dy, weight)
 
 
 def product_backward_of_weight(dy: Tensor, x: Tensor, weight: Tensor, backend: str) -> Tensor:
     """The gradient of weight, [C', C, 1, 1], where :func:`is_product`; float32 if dy is of 16 bits."""
     if dy.is_cpu:
-        return gradients(dy, x.to(dy.dtype), weight.to(dy.dtype), False, True, False, backend)[1]
+        return gradients(dy, x.to(dy.dtype), weight, False, True, False, backend)[1]
     return _product_backward_of_weight(dy, x, weight)
 
 
@@ -110,8 +110,12 @@ def _product_backward_of_weight(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor
 
 
 def requested() -> str:
-    """The backend that was asked for, as the op's backward takes it."""
-    return backends.requested("pointwise_conv", None)
+    """The backend that was asked for, as the op's backward takes it.
+
+    Who asks for a whole network to run on one that this op lacks means the ops that have it: the definition runs here.
+    """
+    request = backends.requested("pointwise_conv", None)
+    return request if not request or request in backends.backends_of("pointwise_conv") else "reference"
 
 
 def _how(x: Tensor, weight: Tensor) -> str:
@@ -151,7 +155,10 @@ class _NarrowProduct(torch.autograd.Function):
 
 
 class PointwiseConv(nn.Conv2d):
-    """A 1x1 convolution without bias, [B, C, H, W] -> [B, C', H, W]: a Conv2d that computes :func:`pointwise_conv`."""
+    """A 1x1 convolution without bias, [B, C, H, W] -> [B, C', H, W]: a Conv2d that computes :func:`pointwise_conv`.
+
+    On a CPU it has a first derivative in reverse mode only, as the other parts of a block; another one is an error.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1, bias=False)

@@ -227,7 +227,7 @@ class Trainer:
         device = self.accelerator.device
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.step)
-        self.module.teacher = self.step < self.config.loss.routing.teacher * self.steps
+        self.module.teacher = self.step < round(self.config.loss.routing.teacher * self.steps)
         tasks = batch["task"].to(device, non_blocking=True)
         output = self.wrapped(
             batch["degraded"].to(device, non_blocking=True),

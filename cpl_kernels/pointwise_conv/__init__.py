@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from cpl_kernels import autocast, backends, checks
@@ -29,22 +30,23 @@ def pointwise_conv(
 
     The native kernel packs a tile of pixels of all channels into the cache once and multiplies it by the whole weight
     there; bias and residual are added before the store. Its sums have a fixed order: the results have the same bits at
-    any number of threads. Where x and weight are both in the same 16 bits it is torch's product instead (oneDNN), which
-    uses the processor's instructions for these. The backward pass saves x and the weight.
+    any number of threads. Where x and weight are both in the same 16 bits, and there is no bias or residual, it is
+    torch's product instead (oneDNN), which uses the processor's instructions for these. Channels-last images are left
+    to torch's convolution by default (but in float16). The backward pass saves x and the weight.
 
     Args:
         x: [B, C, H, W], any strides (planar is walked as it is, anything else is copied once by the native kernel);
             float32, bfloat16, float16 or float64.
         weight: [O, C, 1, 1], any floating dtype.
         bias: [O], any floating dtype, or None.
-        residual: [B, O, H, W], any strides, any floating dtype, or None. In another dtype than the product's it is
-            added by torch, and the result has the wider dtype of the two.
+        residual: [B, O, H, W], any strides, any floating dtype, or None. If its dtype is not that of x, torch adds it
+            to the rounded product, and the result has the dtype that torch promotes the two to.
         backend: "reference" or "native"; None picks the default for the device.
 
     Returns:
-        [B, O, H, W] in the dtype of x and its layout (channels-last if x is), summed in float32 (float64 if an input
-        is float64) and rounded once. Under autocast x and weight are cast to
-        the autocast dtype, as for a convolution; bias and residual are not.
+        [B, O, H, W] in the dtype of x and its layout (channels-last if x is), summed in float32 (float64 if x, weight
+        or bias is) and rounded once. Under autocast x and weight are cast to the autocast dtype, as for a convolution,
+        unless x is float64; bias and residual are not.
 
     Raises:
         TypeError: a dtype that is not floating.
@@ -73,11 +75,8 @@ def pointwise_conv(
         checks.floating("residual", residual)
         checks.shape("residual", residual, (batch, out, height, width), "[B, O, H, W]")
     checks.same_device(x=x, weight=weight, bias=bias, residual=residual)
-    x, weight, request = (
-        autocast.cast(x),
-        autocast.cast(weight),
-        backends.requested("pointwise_conv", backend),
-    )
+    request = backends.requested("pointwise_conv", backend)
+    x, weight = autocast.cast(x), weight if x.dtype == torch.float64 else autocast.cast(weight)
     if residual is None or residual.dtype == x.dtype:
         return _op.pointwise_conv(x, weight, bias, residual, request)
     return _op.pointwise_conv(x, weight, bias, None, request) + residual

@@ -1,4 +1,4 @@
-"""pointwise_conv for CPU tensors: in C++ (csrc/pointwise_conv/cpu.cpp), in 16 bits torch's batched product."""
+"""pointwise_conv for CPU tensors: in C++ (csrc/pointwise_conv/cpu.cpp), or in 16 bits torch's batched product."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def backward(
         dx = _laid_out(_batched(weight.flatten(1).t(), dy), x)
     else:
         dx = _laid_out(_product(dy, _matrix(weight, x).transpose(0, 1), None, None), x)
-    dweight = torch.empty(weight.shape if need_weight else 0, dtype=dtype)
-    dbias = torch.empty(weight.shape[0] if need_bias else 0, dtype=dtype)
+    dweight = weight.new_empty(weight.shape if need_weight else 0, dtype=dtype)
+    dbias = weight.new_empty(weight.shape[0] if need_bias else 0, dtype=dtype)
     if need_weight and narrow:
         # One product over all images' pixels, at the price of copies: a product for each would be rounded to 16 bits.
         rows, columns = (t.transpose(0, 1).flatten(1) for t in (dy, x))  # [O, B P], [C, B P]
         dweight = (rows @ columns.t()).float().view(weight.shape)
-    sums = torch.empty(0) if narrow else dweight
+    sums = weight.new_empty(0) if narrow else dweight
     if sums.numel() or need_bias:
         _sum(dy, _planar(x), sums, dbias)
     return dx, dweight, dbias

@@ -76,8 +76,10 @@ struct ChannelPanels {
     const int64_t first = channel / kPanel<A> * kPanel<A>;
     const int64_t width = Register<A>::round_up(std::min(kPanel<A>, tile.channels - first));
     A* const panel = to + first * tile.pixels + channel - first;
-    if (channel + kUnit <= tile.channels) return turn(tile, channel, panel, width);
-    for (int64_t c = channel; c < first + width; ++c) {
+    int64_t c = channel;
+    if (channel + kUnit <= tile.channels) turn(tile, channel, panel, width), c += kUnit;
+    if (c < tile.channels && c > channel) return;  // others follow
+    for (; c < first + width; ++c) {
       for (int64_t p = 0; p < tile.pixels; ++p) {
         panel[p * width + c - channel] = c < tile.channels ? static_cast<A>(load(tile.channel(c) + p)) : A(0);
       }

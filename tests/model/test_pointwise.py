@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from cpl.nn import pointwise
 from cpl.nn.pointwise import _NarrowProduct, pointwise_conv, pointwise_conv_backward
+from cpl_kernels import use_backend
 
 
 def test_on_a_cpu_it_is_the_convolution() -> None:
@@ -16,6 +17,33 @@ def test_on_a_cpu_it_is_the_convolution() -> None:
     for images in (x, x.contiguous(memory_format=torch.channels_last), x[0]):
         torch.testing.assert_close(pointwise_conv(images, weight), F.conv2d(images, weight))
     assert torch.autograd.gradcheck(pointwise_conv, (x, weight))
+
+
+def test_a_network_on_a_backend_that_the_op_lacks() -> None:
+    """Asked for as a whole, it runs on the ops that have it."""
+    x, weight = torch.randn(2, 6, 5, 7, requires_grad=True), torch.randn(4, 6, 1, 1, requires_grad=True)
+    with use_backend("triton"):
+        y = pointwise_conv(x, weight)
+        found = pointwise_conv_backward(torch.ones_like(y), x.detach(), weight.detach(), (True, True))
+    torch.testing.assert_close(y, F.conv2d(x, weight))
+    expected = torch.autograd.grad(F.conv2d(x, weight), (x, weight), torch.ones_like(y))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_narrow_image_meets_a_wide_weight_in_both_passes() -> None:
+    """Without autocast a weight in float32 is not rounded to the image's 16 bits, whoever keeps what."""
+    torch.manual_seed(0)
+    x, weight = (
+        torch.randn(1, 64, 4, 4).bfloat16().requires_grad_(),
+        torch.randn(8, 64, 1, 1, requires_grad=True),
+    )
+    y = pointwise_conv(x, weight)
+    dy = torch.randn(1, 8, 4, 4).bfloat16()
+    expected = torch.autograd.grad(y, (x, weight), dy)
+    found = pointwise_conv_backward(dy, x.detach(), weight.detach(), (True, True))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True) if a is not None)
+    assert torch.equal(pointwise.product_backward_of_x(dy, weight, ""), expected[0])
+    assert torch.equal(pointwise.product_backward_of_weight(dy, x.detach(), weight.detach(), ""), expected[1])
 
 
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])

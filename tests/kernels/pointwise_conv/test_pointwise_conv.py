@@ -117,3 +117,10 @@ def test_infinities_reach_what_depends_on_them_alone() -> None:
         y = cpl_kernels.pointwise_conv(x, weight, backend=backend)
         assert torch.isinf(y).sum() == 5
         assert torch.isinf(y[0, :, 2, 2]).all()
+
+
+def test_a_float64_image_keeps_its_weight_under_autocast() -> None:
+    x, weight = torch.randn(1, 3, 4, 4, dtype=torch.float64), torch.randn(5, 3, 1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = cpl_kernels.pointwise_conv(x, weight)
+    torch.testing.assert_close(y, F.conv2d(x, weight.double()), rtol=1e-12, atol=1e-12)
