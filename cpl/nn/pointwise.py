@@ -78,7 +78,7 @@ def pointwise_conv_backward(
 
 def is_product(x: Tensor, weight: Tensor) -> bool:
     """Whether :func:`pointwise_conv` is a matrix product here."""
-    return x.is_contiguous() if _how(x, weight) == "op" else _how(x, weight) != "convolution"
+    return _how(x, weight) != "convolution" and x.is_contiguous()
 
 
 def product_backward_of_x(dy: Tensor, weight: Tensor, backend: str) -> Tensor:

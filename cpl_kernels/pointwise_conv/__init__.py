@@ -29,10 +29,10 @@ def pointwise_conv(
         dbias[o] = sum over b, h, w of dy[b, o, h, w];   dresidual = dy
 
     The native kernel packs a tile of pixels of all channels into the cache once and multiplies it by the whole weight
-    there; bias and residual are added before the store. Its sums have a fixed order: the results have the same bits at
-    any number of threads. Where x and weight are both in the same 16 bits, and there is no bias or residual, it is
-    torch's product instead (oneDNN), which uses the processor's instructions for these. Channels-last images are left
-    to torch's convolution by default (but in float16). The backward pass saves x and the weight.
+    there. It adds bias and residual before the store. Its sums have a fixed order, so the results have the same bits at
+    any number of threads. If x and weight are both bfloat16 or both float16, without bias and residual, oneDNN's
+    product runs instead, because it uses the processor's 16-bit instructions. By default torch's convolution serves
+    channels-last images, except float16 ones. The backward pass saves x and the weight.
 
     Args:
         x: [B, C, H, W], any strides (planar is walked as it is, anything else is copied once by the native kernel);

@@ -64,8 +64,8 @@ struct PixelPanels {
   }
 };
 
-// Panels of channels: panel s holds, pixel by pixel, kPanel channels side by side (the last one fewer registers, and
-// zeros where there is no channel).
+// Panels of channels: panel s holds, pixel by pixel, kPanel channels side by side. The last panel has fewer registers,
+// and its last register is filled up with zeros.
 template <typename T, typename A>
 struct ChannelPanels {
   static constexpr int64_t kUnit = 4;
