@@ -11,7 +11,6 @@ from torch import Tensor
 
 import cpl_kernels
 from benchmarks import harness, rows
-from cpl.nn.pointwise import pointwise_conv
 
 
 def ours(backend: str) -> harness.Function:
@@ -82,7 +81,6 @@ BENCH = harness.Bench(
     },
     implementations={
         **harness.ours(ours),
-        "ours in a network": harness.on_device("cuda", lambda: pointwise_conv),  # not an op's backend yet
         "conv2d": lambda: convolution,
         "batched product": lambda: batched,
         "matmul": lambda: matmul,

@@ -39,11 +39,17 @@ OPS = (
     "gated_dwconv",
     "channel_attention",
     "pointwise_conv",
+    "attention_half",
+    "feed_forward_half",
 )
 
 
 # Ops without kernels of their own: they call others, whose choices hold.
-COMPOSED: Mapping[str, tuple[str, ...]] = {"sparse_prompt": ("route_topk", "aggregate_prompts")}
+COMPOSED: Mapping[str, tuple[str, ...]] = {
+    "sparse_prompt": ("route_topk", "aggregate_prompts"),
+    "attention_half": ("layer_norm2d", "pointwise_conv", "dwconv", "channel_attention"),
+    "feed_forward_half": ("layer_norm2d", "pointwise_conv", "gated_dwconv"),
+}
 
 
 class BackendError(RuntimeError):
@@ -54,10 +60,22 @@ _override: dict[str, str] = {}  # op -> backend; "*" stands for every op
 
 
 def requested(op: str, backend: str | None) -> str:
-    """The backend asked for, by argument, use_backend or CPL_BACKEND; "" when nobody asked."""
+    """The backend asked for, by argument, use_backend or CPL_BACKEND; "" when nobody asked.
+
+    What was asked of all ops at once says nothing to an op that has no such backend.
+    """
     if backend is not None:
         return _checked(backend)
-    return _override.get(op) or _override.get("*", "")
+    of_all = _override.get("*", "")
+    if of_all and not any(of_all in backends_of(part) for part in COMPOSED.get(op, (op,))):
+        of_all = ""
+    return _override.get(op) or of_all
+
+
+def requested_of_parts(op: str, backend: str | None) -> dict[str, str]:
+    """The same for each op that ``op`` is made of (COMPOSED); what was asked of ``op`` itself holds for all of them."""
+    own = _checked(backend) if backend is not None else _override.get(op)
+    return {part: own or requested(part, None) for part in COMPOSED[op]}
 
 
 def select(op: str, request: str, *tensors: Tensor, variant: str = "") -> Any:
@@ -86,7 +104,7 @@ def gives_output(op: str, request: str, *tensors: Tensor) -> bool:
 
 @contextlib.contextmanager
 def use_backend(backend: str | None = None, **per_op: str) -> Iterator[None]:
-    """Run every op (``backend``) or single ops (``layer_norm2d="native"``) on a named backend.
+    """Run every op that has it (``backend``) or single ops (``layer_norm2d="native"``) on a named backend.
 
     Holds for the whole process, all threads, until the ``with`` block ends; a ``backend=`` argument
     still wins. A call that the named backend cannot serve raises RuntimeError. A backward runs on
@@ -163,7 +181,7 @@ def _cannot(op: str, name: str, there: str) -> str | None:
     """Why no call of ``op`` with tensors on a device of type ``there`` is for this backend here, or None."""
     if name not in backends_of(op):
         return "this op has no such backend"
-    return _absent(name) or _elsewhere(op, name, there)
+    return _absent(op, name) or _elsewhere(op, name, there)
 
 
 def _elsewhere(op: str, name: str, there: str) -> str | None:
@@ -184,11 +202,11 @@ def _interpreted(op: str) -> bool:
 
 
 @functools.cache
-def _absent(name: str) -> str | None:
-    """Why no op can run on this backend here, or None. Fixed for the life of the process."""
+def _absent(op: str, name: str) -> str | None:
+    """Why ``op`` cannot run on this backend here, or None. Fixed for the life of the process."""
     if name == "native":
         return core.missing()
-    if name == "cuda":
+    if name == "cuda" and getattr(_module(op, name), "NEEDS_CORE", True):
         return core.missing(cuda=True)
     if name == "triton" and _triton_version() is None:
         return "triton is not installed: pip install triton (Linux only)"
@@ -197,15 +215,15 @@ def _absent(name: str) -> str | None:
 
 def _describe(op: str, device: str) -> str:
     if op in COMPOSED:
-        return f"runs {' and '.join(COMPOSED[op])}"
+        return f"runs {', '.join(COMPOSED[op])}"
     family = dispatch.family(torch.device(device))
     lines: list[str] = []
     tried: set[str] = set()
     for where, order, why in dispatch.describe(op, family):
         tried.update(order)
-        chosen = next((name for name in order if not _absent(name)), "reference")
+        chosen = next((name for name in order if not _absent(op, name)), "reference")
         line = f"{chosen}{f' for {where}' if where else ''} ({why})"
-        passed_over = [f"{name}: {_absent(name)}" for name in order if _absent(name)]
+        passed_over = [f"{name}: {_absent(op, name)}" for name in order if _absent(op, name)]
         lines.append(line + (f"; passed over {'; '.join(passed_over)}" if passed_over else ""))
     others = [name for name in backends_of(op) if name not in tried]
     return "; ".join(lines) + (f"; by name: {', '.join(others)}" if others else "")

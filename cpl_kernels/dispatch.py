@@ -52,6 +52,8 @@ _CPU_EVIDENCE = "benchmarks/results/cpu_dispatch.json"
 _CPU_DWCONV_EVIDENCE = "benchmarks/results/cpu_dispatch_dwconv.json"
 _CPU_POINTWISE_EVIDENCE = "benchmarks/results/cpu_dispatch_pointwise_conv.json"
 _H200_EVIDENCE = "benchmarks/results/h200_dispatch.json"
+# A page: 1x1 convolutions were measured there before benchmarks.dispatch knew the op.
+_H200_POINTWISE_EVIDENCE = "benchmarks/results/h200_tuning.md"
 _FUSED_ON_H200 = (
     "layer_norm2d",
     "gated_dwconv",
@@ -87,6 +89,15 @@ TABLE = (
     _on_h200("info_nce", ("bfloat16", "float16"), ("large",), ("triton", "reference")),
     _on_h200("info_nce", ("bfloat16", "float16"), ("small", "medium"), ("reference",)),
     _on_h200("info_nce", ("float32", "float64"), _EVERY_SIZE, ("reference",)),
+    Row(
+        "pointwise_conv",
+        "sm_90",
+        ("bfloat16", "float16"),
+        _EVERY_SIZE,
+        _CUDA,
+        _H200_POINTWISE_EVIDENCE,
+        "planar",
+    ),
     *(Row(op, "cpu", DTYPES, _EVERY_SIZE, _NATIVE, _CPU_EVIDENCE) for op in _MEASURED_ON_CPU),
     *(
         Row("dwconv", "cpu", DTYPES, _EVERY_SIZE, _NATIVE, _CPU_DWCONV_EVIDENCE, kernel)

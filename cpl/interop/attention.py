@@ -25,8 +25,7 @@ from cpl.interop.structure import (
     is_plain,
     why_no_conv,
 )
-from cpl.nn.byproducts import gate_conv
-from cpl_kernels import channel_attention, checks, gated_dwconv
+from cpl_kernels import channel_attention, checks, feed_forward_half, gated_dwconv
 
 
 def why_no_temperature(module: Block) -> str | None:
@@ -128,15 +127,15 @@ def _why_not_feed_forward(module: Block) -> str | None:
 
 
 def _forward_feed_forward(module: Block, x: Tensor) -> Tensor | None:
-    depthwise = module.dwconv
+    first, depthwise, last = module.project_in, module.dwconv, module.project_out
     if not is_plain(depthwise):
         return None
-    hidden, close = apply(module.project_in, x), module.project_out
-    if depthwise.bias is None and is_plain(close) and close.bias is None:
-        y = gate_conv(hidden, depthwise.weight, close.weight)
-        if y is not None:
-            return y
-    return apply(close, gated_dwconv(hidden, depthwise.weight, depthwise.bias))
+    if x.dim() == 4 and is_plain(first) and is_plain(last):  # one node, which does not keep the gate's output
+        return feed_forward_half(
+            x, None, None, first.weight, depthwise.weight, last.weight,
+            in_bias=first.bias, dw_bias=depthwise.bias, out_bias=last.bias, residual=False,
+        )  # fmt: skip
+    return apply(last, gated_dwconv(apply(first, x), depthwise.weight, depthwise.bias))
 
 
 ATTENTION = Layout(

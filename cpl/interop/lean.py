@@ -1,7 +1,7 @@
 """The transformer block that keeps less for its backward pass.
 
-Which blocks these are: :mod:`cpl.interop.halves`. What is kept: :mod:`cpl.nn.recompute`. A block that is not written as
-one there keeps its input by torch.utils.checkpoint, and the products of those halves whose products are known.
+Which blocks these are: :mod:`cpl.interop.halves`. What is kept: :func:`cpl_kernels.transformer_block`. A block that is
+not made of those halves keeps its input by torch.utils.checkpoint, and the products of the halves that are.
 """
 
 from __future__ import annotations
@@ -12,17 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cpl.interop import halves, norms
 from cpl.interop.attention import ATTENTION, FEED_FORWARD
 from cpl.interop.epsilon import Epsilon, of_dtype
 from cpl.interop.halves import Half
-from cpl.interop.structure import Block, Layout, Options, is_plain, is_pointwise, is_untouched
-from cpl.nn.norm import Norm
-from cpl.nn.recompute import keeping_input, keeping_products, recomputed_conv
-from cpl_kernels import channel_attention, dwconv, gated_dwconv
-from cpl_kernels.registration import rewritten
+from cpl.interop.structure import Block, Layout, Options, is_depthwise, is_plain, is_pointwise, is_untouched
+from cpl_kernels import attention_half, checkpointed, feed_forward_half, transformer_block
 
 KIND = "transformer block"
 _CONVS = {
@@ -37,28 +33,21 @@ def _forward(
 ) -> Tensor | None:
     if isinstance(module, halves.OfImages):
         module, others = module.block, tuple(y.mean((2, 3)) for y in others)
-    if not torch.is_grad_enabled() or not _is_free(module, steps):
+    if not torch.is_grad_enabled() or torch.jit.is_tracing() or not _is_free(module, steps):
         return None
     compiling = torch.compiler.is_compiling()
     if compiling and keep == "products":  # a compiler chooses itself what of its own code to compute again
         return None
-    if compiling:
-        return checkpoint(partial(halves.chain, module, steps), x, *others, use_reentrant=False)
-    if rewritten():
-        return None
-    found = [_norm(module, half, at, x.dtype, of_norms) for at, half in enumerate(steps)]
-    if _is_whole(module, steps, found):
-        first, second = steps
-        keeping = keeping_products if keep == "products" else keeping_input
-        parts = module.get_submodule(first.part), module.get_submodule(second.part)
-        before = [Norm(weight, bias, eps) for weight, bias, eps, _ in found if weight is not None]
-        return keeping(x, before[0], parts[0], before[1], parts[1])
-    if keep == "input":
-        return checkpoint(partial(halves.chain, module, steps), x, *others, use_reentrant=False)
-    for half, norm in zip(steps, found, strict=True):
-        lean = half.kind in _CONVS and _is_lean(module.get_submodule(half.part), half.kind)
-        if lean:
-            x = x + _LEAN[half.kind](module.get_submodule(half.part), x, norm)
+    lean = [half.kind in _CONVS and _is_lean(module.get_submodule(half.part), half.kind) for half in steps]
+    whole = all(lean) and [half.kind for half in steps] == [ATTENTION.kind, FEED_FORWARD.kind]
+    if keep == "input" and (compiling or not whole):
+        return checkpointed(partial(halves.chain, module, steps), x, *others)
+    if whole:
+        first, second = (_arguments(module, half, at, x, of_norms) for at, half in enumerate(steps))
+        return transformer_block(x, first, second, keep=keep)
+    for at, half in enumerate(steps):
+        if lean[at]:
+            x = _HALF[half.kind](x, **_arguments(module, half, at, x, of_norms), keep=keep)
         else:
             x = halves.half_of(module, half, x, *others)
     return x
@@ -66,46 +55,31 @@ def _forward(
 
 # -- halves of which the products alone are kept
 
-_Norm = tuple[Tensor | None, Tensor | None, float, bool]
+_HALF: dict[str, Any] = {ATTENTION.kind: attention_half, FEED_FORWARD.kind: feed_forward_half}
 
 
-def _norm(module: Block, half: Half, at: int, dtype: torch.dtype, of_norms: dict[str, Any]) -> _Norm:
+def _arguments(module: Block, half: Half, at: int, x: Tensor, of_norms: dict[str, Any]) -> dict[str, Any]:
+    """As the op of the half takes them."""
     weight, bias, said = norms.parts(module.get_submodule(half.norm))
     eps: Epsilon | None = of_norms[f"eps{at}"]
-    return weight, bias, said if eps is None else of_dtype(eps, dtype), of_norms[f"center{at}"]
-
-
-def _attention(part: Block, x: Tensor, norm: _Norm) -> Tensor:
-    weight, bias, eps, center = norm
-    qkv = _conv(partial(_normalise, eps, center), part.qkv, x, weight, bias)
-    depthwise = part.qkv_dwconv
-    return _conv(_attend, part.project_out, qkv, depthwise.weight, depthwise.bias, part.temperature)
-
-
-def _feed_forward(part: Block, x: Tensor, norm: _Norm) -> Tensor:
-    weight, bias, eps, center = norm
-    hidden = _conv(partial(_normalise, eps, center), part.project_in, x, weight, bias)
-    return _conv(_gate, part.project_out, hidden, part.dwconv.weight, part.dwconv.bias)
-
-
-_LEAN = {ATTENTION.kind: _attention, FEED_FORWARD.kind: _feed_forward}
-
-
-def _conv(before: Any, conv: Block, *tensors: Tensor | None) -> Tensor:
-    y = recomputed_conv(before, conv.weight, *tensors)
-    return y if conv.bias is None else y + conv.bias[:, None, None].to(y.dtype)
-
-
-def _normalise(eps: float, center: bool, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    return norms.normalise(x, weight, bias, eps, center)
-
-
-def _attend(qkv: Tensor, weight: Tensor, bias: Tensor | None, temperature: Tensor) -> Tensor:
-    return channel_attention(dwconv(qkv, weight, bias), temperature)
-
-
-def _gate(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return gated_dwconv(hidden, weight, bias)
+    norm = {
+        "norm_weight": norms.ones(x) if weight is None else weight,
+        "norm_bias": bias,
+        "eps": said if eps is None else of_dtype(eps, x.dtype),
+        "center": of_norms[f"center{at}"],
+    }
+    part = module.get_submodule(half.part)
+    first, between, last = (getattr(part, name) for name in _CONVS[half.kind])
+    names = ("qkv", "qkv_bias"), ("project", "project_bias")
+    more = {"temperature": part.temperature} if half.kind == ATTENTION.kind else {}
+    if half.kind == FEED_FORWARD.kind:
+        names = ("project_in", "in_bias"), ("project_out", "out_bias")
+    convs = zip((names[0], ("dw", "dw_bias"), names[1]), (first, between, last), strict=True)
+    return (
+        norm
+        | more
+        | {n: t for pair, conv in convs for n, t in zip(pair, (conv.weight, conv.bias), strict=True)}
+    )
 
 
 # -- what must hold
@@ -115,22 +89,7 @@ def _is_lean(part: Block, kind: str) -> bool:
     """Its convolutions are plain ones: two over pixels, and a depthwise one between them."""
     first, between, last = (getattr(part, name, None) for name in _CONVS[kind])
     plain = all(isinstance(conv, nn.Conv2d) and is_plain(conv) for conv in (first, between, last))
-    return plain and is_pointwise(first) and is_pointwise(last)
-
-
-def _is_whole(module: Block, steps: Steps, found: list[_Norm]) -> bool:
-    """The two halves of Restormer's block without a bias in a convolution, which are written as one."""
-    if [half.kind for half in steps] != [ATTENTION.kind, FEED_FORWARD.kind]:
-        return False
-    if any(weight is None or center != (bias is not None) for weight, bias, _, center in found):
-        return False
-    parts = [(module.get_submodule(half.part), half.kind) for half in steps]
-    return all(
-        _is_lean(part, kind)
-        and all(getattr(part, name).bias is None for name in _CONVS[kind])
-        and getattr(part, _CONVS[kind][1]).kernel_size == (3, 3)
-        for part, kind in parts
-    )
+    return plain and is_pointwise(first) and is_depthwise(between) and is_pointwise(last)
 
 
 def _is_free(module: Block, steps: Steps) -> bool:

@@ -40,9 +40,12 @@ def parts(module: Block) -> Parts:
 
 def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, center: bool) -> Tensor:
     """:func:`cpl_kernels.layer_norm2d`, where a weight of None is 1."""
-    if weight is None:
-        weight = torch.ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    return layer_norm2d(x, weight, bias, eps, center)
+    return layer_norm2d(x, ones(x) if weight is None else weight, bias, eps, center)
+
+
+def ones(x: Tensor) -> Tensor:
+    """A weight for x [B, C, H, W] that changes nothing."""
+    return torch.ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
 
 
 def is_one(module: nn.Module) -> bool:

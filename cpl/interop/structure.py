@@ -13,8 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cpl.nn.block import is_watched
-from cpl.nn.pointwise import pointwise_conv
-from cpl_kernels import dwconv
+from cpl_kernels import dwconv, pointwise_conv
 
 Block = Any  # an nn.Module whose parts are known by name only
 Options = Mapping[str, Any]
@@ -154,8 +153,9 @@ def is_plain(conv: nn.Module) -> bool:
 
 
 def apply(conv: Block, x: Tensor) -> Tensor:
-    """A 1x1 convolution: ours where it is a plain one without a bias."""
-    return pointwise_conv(x, conv.weight) if is_plain(conv) and conv.bias is None else conv(x)
+    """A 1x1 convolution: ours where it is a plain one without a bias, of a batch of images."""
+    ours = x.dim() == 4 and is_plain(conv) and conv.bias is None
+    return pointwise_conv(x, conv.weight) if ours else conv(x)
 
 
 def convolve(conv: Block, x: Tensor) -> Tensor:

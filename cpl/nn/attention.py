@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -37,9 +39,15 @@ class MDTA(nn.Module):
         self.project_out = PointwiseConv(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project_out(attend(self.qkv(x), self.qkv_dwconv.weight, self.temperature))
+        qkv = dwconv(self.qkv(x), self.qkv_dwconv.weight)
+        return self.project_out(channel_attention(qkv, self.temperature))
 
-
-def attend(qkv: Tensor, weight: Tensor, temperature: Tensor) -> Tensor:
-    """Between the 1x1 convolutions: [B, 3C, H, W] -> [B, C, H, W]; weight [3C, 1, 3, 3], temperature [heads, 1, 1]."""
-    return channel_attention(dwconv(qkv, weight), temperature)
+    @property
+    def arguments(self) -> Mapping[str, Tensor]:
+        """As :func:`cpl_kernels.attention_half` takes them."""
+        return {
+            "qkv": self.qkv.weight,
+            "dw": self.qkv_dwconv.weight,
+            "temperature": self.temperature,
+            "project": self.project_out.weight,
+        }

@@ -7,18 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
-from torch.utils.checkpoint import checkpoint
 
 from cpl.nn.attention import MDTA
 from cpl.nn.feed_forward import GDFN
 from cpl.nn.norm import LayerNorm2d, ScaleAndShift
 from cpl.nn.pointwise import PointwiseConv
-from cpl.nn.recompute import keeping_all, keeping_input, keeping_products
-from cpl.nn.strips import attention_in_strips, feed_forward_in_strips, rows_of_a_strip
-from cpl_kernels.registration import rewritten
+from cpl_kernels import checkpointed, transformer_block
 
 KEEP = ("all", "products", "input")
-_KEEPING = dict(zip(KEEP, (keeping_all, keeping_products, keeping_input), strict=True))
 
 
 class TransformerBlock(nn.Module):
@@ -32,11 +28,11 @@ class TransformerBlock(nn.Module):
 
     Attributes:
         keep: what a forward pass keeps for the backward, in maps of x's size with the usual 2.66 hidden channels:
-            "all" that the backward needs, about 15 where its kernels give the norms' and the gate's outputs along (on
-            CPUs, of parts that nobody has exchanged or hooked) and else 19; the matrix "products", about 10, from
-            which the rest is computed again; or the "input", 1, like torch.utils.checkpoint but without the last
-            product. :func:`set_keep` sets it for a whole network. Hooks on the block's parts run with "all" only, and
-            without gradients.
+            "all" that the backward needs, about 15 where its kernels recompute the norms' and the gate's outputs (on
+            CPUs) and else 19; the matrix "products", about 10, from which the rest is computed again; or the "input",
+            1, like torch.utils.checkpoint but without the last product. :func:`set_keep` sets it for a whole network.
+            If somebody has exchanged or hooked a part, the parts are called one by one: then "products" keeps all, and
+            "input" calls them, and their hooks, once more in the backward pass.
 
     Source: Restormer, arXiv 2111.09881, figure 2.
     """
@@ -53,21 +49,16 @@ class TransformerBlock(nn.Module):
         self.ffn = GDFN(channels, int(ffn_expansion * channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        compiling, learns = torch.compiler.is_compiling(), torch.is_grad_enabled()
-        if not compiling and rewritten():
-            return self._keep_all(x)
-        if not compiling and not learns:
-            return self._infer(x)
-        traced = compiling or not isinstance(x, Tensor)
-        if not learns or (self.keep == "all" and (traced or not self._is_usual())):
-            return self._keep_all(x)
-        if compiling:  # a compiler chooses itself what of its own code to compute again
-            return (
-                self._keep_all(x)
-                if self.keep == "products"
-                else checkpoint(self._keep_all, x, use_reentrant=False)
-            )
-        return _KEEPING[self.keep](x, self.norm1.norm, self.attn, self.norm2.norm, self.ffn)
+        # A compiler sees through the parts, and torch.fx wants to see them.
+        if isinstance(x, Tensor) and not torch.compiler.is_compiling() and self._is_usual():
+            attention = {**self.norm1.arguments, **self.attn.arguments}
+            feed_forward = {**self.norm2.arguments, **self.ffn.arguments}
+            return transformer_block(x, attention, feed_forward, keep=self.keep)
+        return checkpointed(self._by_parts, x) if self.keep == "input" else self._by_parts(x)
+
+    def _by_parts(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
 
     def _is_usual(self) -> bool:
         """Whether nobody has exchanged a part of it (by an adapter, say) or watches one: then none need be called."""
@@ -76,19 +67,6 @@ class TransformerBlock(nn.Module):
             for name, part in self.named_modules()
             if part is not self
         )
-
-    def _infer(self, x: Tensor) -> Tensor:
-        if type(self.attn) is not MDTA or type(self.ffn) is not GDFN:
-            return self._keep_all(x)
-        rows = rows_of_a_strip(x.shape, self.ffn.project_in.out_channels, x.element_size(), x.device)
-        if rows is None or any(map(is_watched, self.modules())):  # hooks are to see whole maps
-            return self._keep_all(x)
-        x = attention_in_strips(x, self.norm1, self.attn, rows)
-        return feed_forward_in_strips(x, self.norm2, self.ffn, rows)
-
-    def _keep_all(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.ffn(self.norm2(x))
 
 
 _USUAL: Mapping[str, type[nn.Module]] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from cpl.nn.pointwise import PointwiseConv
@@ -29,9 +31,13 @@ class GDFN(nn.Module):
         self.project_out = PointwiseConv(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.project_out(gate(self.project_in(x), self.dwconv.weight))
+        return self.project_out(gated_dwconv(self.project_in(x), self.dwconv.weight))
 
-
-def gate(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Between the two 1x1 convolutions: [B, 2h, H, W] -> [B, h, H, W]; weight [2h, 1, 3, 3]."""
-    return gated_dwconv(hidden, weight, activation="gelu")
+    @property
+    def arguments(self) -> Mapping[str, Tensor]:
+        """As :func:`cpl_kernels.feed_forward_half` takes them."""
+        return {
+            "project_in": self.project_in.weight,
+            "dw": self.dwconv.weight,
+            "project_out": self.project_out.weight,
+        }

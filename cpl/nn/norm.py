@@ -2,35 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cpl_kernels import layer_norm2d
-
-
-class Norm(NamedTuple):
-    """A norm over channels with its tensors [C]; without a bias the mean stays in (Restormer's "BiasFree")."""
-
-    weight: Tensor
-    bias: Tensor | None
-    eps: float
-
-    @property
-    def center(self) -> bool:
-        return self.bias is not None
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor | None]:
-        return self.weight, self.bias
-
-    @property
-    def function(self) -> Callable[..., Tensor]:
-        """Of x [B, C, H, W] and ``tensors``."""
-        return partial(layer_norm2d, eps=self.eps, center=self.center)
 
 
 class LayerNorm2d(nn.Module):
@@ -50,12 +28,14 @@ class LayerNorm2d(nn.Module):
         self.body = ScaleAndShift(channels, bias)  # released weights say norm1.body.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = self.norm
-        return norm.function(x, *norm.tensors)
+        weight, bias = self.body.weight, self.body.bias
+        return layer_norm2d(x, weight, bias, self.eps, center=bias is not None)
 
     @property
-    def norm(self) -> Norm:
-        return Norm(self.body.weight, self.body.bias, self.eps)
+    def arguments(self) -> Mapping[str, Any]:
+        """As the halves of a transformer block take them (:func:`cpl_kernels.attention_half`)."""
+        weight, bias = self.body.weight, self.body.bias
+        return {"norm_weight": weight, "norm_bias": bias, "eps": self.eps, "center": bias is not None}
 
 
 class ScaleAndShift(nn.Module):

@@ -32,7 +32,9 @@ def pointwise_conv(
     there. It adds bias and residual before the store. Its sums have a fixed order, so the results have the same bits at
     any number of threads. If x and weight are both bfloat16 or both float16, without bias and residual, oneDNN's
     product runs instead, because it uses the processor's 16-bit instructions. By default torch's convolution serves
-    channels-last images, except float16 ones. The backward pass saves x and the weight.
+    channels-last images on a CPU, except float16 ones. On a GPU torch's libraries compute it: cuBLAS if x and weight
+    are both of the same 16 bits, planar and without odd channel counts, else cuDNN. The backward pass saves x and the
+    weight.
 
     Args:
         x: [B, C, H, W], any strides (planar is walked as it is, anything else is copied once by the native kernel);
@@ -41,7 +43,7 @@ def pointwise_conv(
         bias: [O], any floating dtype, or None.
         residual: [B, O, H, W], any strides, any floating dtype, or None. If its dtype is not that of x, torch adds it
             to the rounded product, and the result has the dtype that torch promotes the two to.
-        backend: "reference" or "native"; None picks the default for the device.
+        backend: "reference", "native" or "cuda"; None picks the default for the device.
 
     Returns:
         [B, O, H, W] in the dtype of x and its layout (channels-last if x is), summed in float32 (float64 if x, weight

@@ -81,3 +81,11 @@ pointwise_conv, pointwise_conv_backward = register_differentiable(
     grads=_grads,
     rows=Rows({0: 0, 3: 0}),
 )
+
+
+def gradient_of_x(dy: Tensor, weight: Tensor, backend: str) -> Tensor:
+    """dx [B, C, H, W] of dy [B, O, H, W], in the dtype and layout of dy: the convolution with the weight turned.
+
+    For autograd functions that do not keep x; ``pointwise_conv_backward`` computes the same bits.
+    """
+    return pointwise_conv(dy, weight.transpose(0, 1), None, None, backend)

@@ -36,18 +36,18 @@ def backward(
     """Returns dx in the dtype and layout of x, dweight and dbias in fp32 or better; what is not needed is empty."""
     dtype, factors = accumulation_dtype(x, weight), factor_dtype(x, weight)
     dx, dweight, dbias = unneeded(x, weight)
-    if need_x or need_weight:
+    if need_x:  # the convolution with the weight turned
+        dx = forward(dy.to(factors), weight.to(factors).transpose(0, 1), None, None)
+        dx = dx.to(x.dtype).contiguous(memory_format=layout.output_format(x))
+    if need_weight:
         if x.numel():
-            found = torch.ops.aten.convolution_backward(
+            _, dweight, _ = torch.ops.aten.convolution_backward(
                 dy.to(factors), x.to(factors), weight.to(factors), None,
-                [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [need_x, need_weight, False],
+                [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False],
             )  # fmt: skip
         else:
-            found = torch.zeros_like(x), torch.zeros_like(weight), None
-        if need_x:
-            dx = found[0].to(x.dtype).contiguous(memory_format=layout.output_format(x))
-        if need_weight:
-            dweight = found[1].to(dtype).contiguous()
+            dweight = torch.zeros_like(weight)
+        dweight = dweight.to(dtype).contiguous()
     if need_bias:
         dbias = dy.to(dtype).sum(dim=(0, 2, 3))
     return dx, dweight, dbias

@@ -47,9 +47,9 @@ def test_a_narrow_photo_takes_what_its_padded_size_does(
     padded: tuple[int, int],
     large: int,
 ) -> None:
-    monkeypatch.setattr("cpl.nn.strips._LARGE", {"cpu": large})
-    monkeypatch.setattr("cpl.nn.strips._LEAST_ROWS", 4)
-    monkeypatch.setattr("cpl.nn.strips._STRIP", {"cpu": 1})
+    monkeypatch.setattr("cpl_kernels.strips._LARGE", {"cpu": large})
+    monkeypatch.setattr("cpl_kernels.strips._LEAST_ROWS", 4)
+    monkeypatch.setattr("cpl_kernels.strips._STRIP", {"cpu": 1})
     narrow, whole = (limits.untiled_bytes(model, (2, 3, *sides), CPU) for sides in (size, padded))
     assert narrow == whole
 

@@ -46,25 +46,3 @@ def test_a_jacobian_is_that_of_the_unpatched() -> None:
     expected = torch.func.jacrev(made)(x)
     assert cpl.patch(made).patched
     torch.testing.assert_close(torch.func.jacrev(made)(x), expected, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize("narrow", [False, True])
-def test_the_narrow_product_of_a_gpu_has_gradients_of_each_image(
-    narrow: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is an autograd function of our own there, which torch.func knows nothing of."""
-    from cpl.nn import pointwise
-
-    monkeypatch.setattr(pointwise, "_how", lambda x, weight: "narrow product" if narrow else "product")
-    x = torch.randn(3, 4, 2, 5).bfloat16()
-    weight = torch.randn(6, 4, 1, 1)
-
-    def loss(weight: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
-        w = weight if narrow else weight.bfloat16()
-        return pointwise.pointwise_conv(one[None], w).float().square().sum()
-
-    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weight, x)
-    for i in range(3):
-        leaf = weight.clone().requires_grad_()
-        (alone,) = torch.autograd.grad(loss(leaf, x[i]), [leaf])
-        torch.testing.assert_close(each[i], alone, rtol=2e-2, atol=2e-2 * float(alone.abs().max()))

@@ -51,6 +51,8 @@ class Case:
         orders: ``naive`` with its sums in other orders, where what is rounded first is made much larger afterwards.
             Then the largest error that any of them makes, at any element of a result, is allowed at all of them: an
             element at which one order errs by chance less than another says nothing.
+        calls: for an op that is several: ``calls(**inputs, backend=name)``, the same by those public functions. What
+            autocast does to the op is then what it does to them.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Case:
     terms: float | Terms = 1.0
     floor: float | Mapping[str, float] = 0.0
     orders: tuple[Callable[..., Any], ...] = ()
+    calls: Callable[..., Any] | None = None
 
     def inputs(self, dtype: torch.dtype, layout: str = "contiguous", seed: int = 0) -> Inputs:
         made = self.make(torch.Generator().manual_seed(seed))

@@ -33,6 +33,8 @@ OPEN: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "gated_dwconv": {"x": (0, 2, 3)},
     "channel_attention": {"qkv": (0, 2, 3)},
     "pointwise_conv": {"x": (0, 2, 3)},
+    "attention_half": {"x": (0, 2, 3)},
+    "feed_forward_half": {"x": (0, 2, 3)},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 
 import pytest
@@ -104,7 +105,9 @@ def test_second_derivatives_and_forward_mode_are_errors() -> None:
 
 def test_without_gradients_a_large_map_is_vmapped_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop over strips of rows would write into a map that vmap does not know of."""
-    monkeypatch.setattr("cpl.nn.block.rows_of_a_strip", lambda *_: 4)
+    for half in ("attention_half", "feed_forward_half"):
+        op = importlib.import_module(f"cpl_kernels.{half}.op")
+        monkeypatch.setattr(op, "rows_of_a_strip", lambda *_: 4)
     model, x = make("restormer"), image(3, (2, 16, 8))
     with torch.no_grad():
         got = torch.func.vmap(lambda one: model(one[None])[0])(x)

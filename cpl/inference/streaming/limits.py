@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from cpl.models.restorer import MULTIPLE, Restorer
-from cpl.nn.strips import rows_of_a_strip
+from cpl_kernels.strips import rows_of_a_strip
 
 _UNITS = {"": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40}
 _HELD = 1.5  # times what is counted; measured beside what the next line says: 1.3 to 1.42 from 256x256 to 1024x1024

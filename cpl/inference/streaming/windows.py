@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from cpl.inference.streaming.workspace import Box, Source
 from cpl.nn.block import TransformerBlock
-from cpl.nn.pointwise import pointwise_conv
 from cpl.nn.resample import bilinear_neighbours
-from cpl_kernels import dwconv, gated_dwconv
+from cpl_kernels import dwconv, gated_dwconv, pointwise_conv
 
 _MIN_NORM = 1e-12  # as channel_attention's
 LEAST_SIDE = 16  # of a window without its halo, which is a third of the work then, and more below

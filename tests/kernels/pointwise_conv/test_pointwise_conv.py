@@ -10,9 +10,11 @@ from torch.nn import functional as F
 
 import cpl_kernels
 from cpl_kernels import backends, core
+from cpl_kernels.pointwise_conv import cuda, op, reference
 from tests.kernels import harness
 from tests.kernels.pointwise_conv import spec
 
+ON_CPU = [name for name in backends.backends_of("pointwise_conv") if backends.RUNS_ON.get(name) != "cuda"]
 NATIVE = pytest.mark.skipif(not core.available(), reason=f"{core.MISSING_BECAUSE}")
 
 
@@ -70,7 +72,7 @@ def test_same_bits_at_any_number_of_threads(shape: tuple[int, ...], out: int, dt
         harness.assert_same_bits(other, results[0], f"{shape}")
 
 
-@pytest.mark.parametrize("backend", backends.backends_of("pointwise_conv"))
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_only_what_is_needed_is_computed(backend: str) -> None:
     if backend == "native" and not core.available():
         pytest.skip(f"{core.MISSING_BECAUSE}")
@@ -111,7 +113,7 @@ def test_a_turned_weight_is_read_where_it_lies() -> None:
 def test_infinities_reach_what_depends_on_them_alone() -> None:
     x, weight = torch.ones(1, 3, 4, 4), torch.ones(5, 3, 1, 1)
     x[0, 1, 2, 2] = float("inf")
-    for backend in backends.backends_of("pointwise_conv"):
+    for backend in ON_CPU:
         if backend == "native" and not core.available():
             continue
         y = cpl_kernels.pointwise_conv(x, weight, backend=backend)
@@ -124,3 +126,59 @@ def test_a_float64_image_keeps_its_weight_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         y = cpl_kernels.pointwise_conv(x, weight)
     torch.testing.assert_close(y, F.conv2d(x, weight.double()), rtol=1e-12, atol=1e-12)
+
+
+# -- on a GPU, by torch's libraries: computed on the CPU here
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_product_of_a_gpu(dtype: torch.dtype, residual: bool) -> None:
+    """Against the same numbers in float64, to half an ulp of the sum's magnitude, and half of what is added."""
+    x, weight = torch.randn(3, 6, 5, 7).to(dtype), torch.randn(4, 6, 1, 1).to(dtype)
+    dy, added = torch.randn(3, 4, 5, 7).to(dtype), torch.randn(3, 4, 5, 7).to(dtype) if residual else None
+    y = cuda.forward(x, weight, None, added)
+    dx, dweight, dbias = cuda.backward(dy, x, weight, True, True, True)
+    assert (y.dtype, dx.dtype, dweight.dtype, dbias.dtype) == (dtype, dtype, torch.float32, torch.float32)
+    wide, matrix, up = x.double().flatten(2), weight.double().flatten(1), dy.double().flatten(2)
+    more = 0 if added is None else added.double().flatten(2)
+    eps = torch.finfo(dtype).eps
+    for got, gold, terms in (
+        (y, matrix @ wide + more, matrix.abs() @ wide.abs() + abs(more)),
+        (dx, matrix.T @ up, matrix.abs().T @ up.abs()),
+        (dweight, (up @ wide.mT).sum(0), (up.abs() @ wide.abs().mT).sum(0)),
+        (dbias, up.sum((0, 2)), up.abs().sum((0, 2))),
+    ):
+        assert ((got.double().view_as(gold) - gold).abs() <= eps * terms).all()
+
+
+@pytest.mark.parametrize("how", ["float32", "odd", "channels_last", "wide weight", "bias"])
+def test_what_a_gpu_leaves_to_the_convolution(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(torch, "bmm", lambda *_: pytest.fail("a product"))
+    x, weight = torch.randn(3, 6, 5, 7).bfloat16(), torch.randn(4, 6, 1, 1).bfloat16()
+    bias = torch.randn(4) if how == "bias" else None
+    if how == "float32":
+        x, weight = x.float(), weight.float()
+    if how == "odd":
+        weight = weight[:3]
+    if how == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if how == "wide weight":
+        weight = weight.float()
+    assert torch.equal(cuda.forward(x, weight, bias, None), reference.forward(x, weight, bias, None))
+    if how != "bias":
+        dy = torch.randn(3, weight.shape[0], 5, 7).to(x.dtype)
+        for got, gold in zip(
+            cuda.backward(dy, x, weight, True, True, True),
+            reference.backward(dy, x, weight, True, True, True),
+            strict=True,
+        ):
+            assert torch.equal(got, gold)
+
+
+def test_the_gradient_of_x_needs_no_x() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight, dy = (torch.randn(s).to(dtype) for s in ((2, 6, 5, 7), (4, 6, 1, 1), (2, 4, 5, 7)))
+        for backend in ("reference", "native") if core.available() else ("reference",):
+            gold, _, _ = op.pointwise_conv_backward(dy, x, weight, True, False, False, backend)
+            assert torch.equal(op.gradient_of_x(dy, weight, backend), gold)

@@ -145,15 +145,21 @@ def test_a_network_with_negatives() -> None:
         same(step(keep), expected)
 
 
-def test_without_gradients_it_is_the_plain_forward() -> None:
-    one, x = block(), torch.randn(SHAPE)
+@pytest.mark.parametrize("keep", ["all", *LESS])
+def test_a_hook_sees_its_part_whatever_is_kept(keep: str) -> None:
+    """Once, and with "input" once more in the backward pass; a hook's change counts."""
+    one, x = block(), torch.randn(SHAPE, requires_grad=True)
     calls = []
-    one.attn.register_forward_hook(lambda *_: calls.append(1))
-    for keep in LESS:
-        set_keep(one, keep)
-        with torch.no_grad():
-            one(x)
-    assert len(calls) == 2
+    set_keep(one, keep)
+    before = one(x)
+    one.attn.register_forward_hook(lambda part, given, made: calls.append(1) or 2 * made)
+    with torch.no_grad():
+        one(x)
+    assert len(calls) == 1
+    y = one(x)
+    assert not torch.allclose(y, before)
+    y.sum().backward()
+    assert len(calls) == (3 if keep == "input" else 2)
 
 
 @pytest.mark.parametrize("keep", LESS)
@@ -171,7 +177,7 @@ def test_it_has_no_second_derivative_and_says_so(keep: str) -> None:
     one, x = block(), torch.randn(SHAPE, requires_grad=True)
     set_keep(one, keep)
     (dx,) = torch.autograd.grad(one(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="no second derivative"):
         dx.sum().backward()
 
 

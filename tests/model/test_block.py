@@ -1,21 +1,19 @@
-"""What a block does not keep because a backward kernel gives it along: the same numbers, wherever it applies."""
+"""A block as one node against its parts: the same numbers, and whoever watches or exchanges a part is heard."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cpl.nn import TransformerBlock, byproducts
-from cpl.nn.norm import Norm
+import cpl
+from cpl.nn import TransformerBlock, set_keep
 from cpl.nn.pointwise import PointwiseConv
-from cpl_kernels import core, use_backend
-from tests.model.test_recompute import SHAPE, block, gradients, maps_kept, same
+from cpl_kernels import core, strips, use_backend
+from tests.model.test_keep import SHAPE, block, gradients, maps_kept, same
 
 pytestmark = pytest.mark.skipif(not core.available(), reason=core.MISSING_BECAUSE)
-ALL = 19.5  # maps that a block keeps without byproducts
+ALL = 19.5  # maps that a block keeps part by part
 
 
 def plainly(of: TransformerBlock, x: Tensor, narrow: bool = False) -> list[Tensor | None]:
@@ -43,7 +41,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen: str) -> N
 
 
 def test_autocast() -> None:
-    """As in test_recompute: sums of two bfloat16 gradients may be added up in another order."""
+    """As in test_keep: sums of two bfloat16 gradients may be added up in another order."""
     one, x = block(), torch.randn(SHAPE, requires_grad=True)
     for got, gold in zip(gradients(one, x, "all", True), plainly(one, x, True), strict=True):
         assert got is not None
@@ -106,32 +104,34 @@ def test_a_parametrised_weight_is_used() -> None:
 
 
 @pytest.mark.parametrize("how", ["reference", "channels_last", "float64 weights", "meta", "no_grad"])
-def test_where_it_does_not_apply_the_block_runs_plainly(how: str) -> None:
+def test_other_calls_are_the_parts_too(how: str) -> None:
+    """To a rounding: torch's convolutions of channels-last images and its products sum in other orders."""
     one, x = block(), torch.randn(SHAPE)
     with use_backend("reference" if how == "reference" else None), torch.set_grad_enabled(how != "no_grad"):
         if how == "channels_last":
             x = x.contiguous(memory_format=torch.channels_last)
-        x.requires_grad_()
         if how == "float64 weights":
             one.ffn.dwconv.double()
         if how == "meta":
-            one, x = one.to("meta"), x.detach().to("meta").requires_grad_()
-        hidden = torch.randn(2, 84, 9, 14, device=x.device, requires_grad=True)
-        if how == "channels_last":
-            hidden = hidden.contiguous(memory_format=torch.channels_last)
-        gated = byproducts.gate_conv(hidden, one.ffn.dwconv.weight, one.ffn.project_out.weight)
-        assert gated is None
-        if how != "float64 weights":
-            assert byproducts.norm_conv(x, one.norm1.norm, one.attn.qkv.weight) is None
-            assert one(x).shape == x.shape
+            one, x = one.to("meta"), x.to("meta")
+        x.requires_grad_()
+        y = one(x)
+        assert y.shape == x.shape
+        if how != "meta":
+            torch.testing.assert_close(y, one._by_parts(x), rtol=1e-5, atol=1e-5)
+        if how not in ("meta", "no_grad"):
+            for got, gold in zip(gradients(one, x, "all"), plainly(one, x), strict=True):
+                torch.testing.assert_close(got, gold, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("keep", ["all", "products", "input"])
 @pytest.mark.parametrize("part", ["attn.qkv", "attn.project_out", "ffn.project_in", "ffn.project_out"])
-def test_an_exchanged_convolution_with_a_bias_keeps_it(part: str) -> None:
+def test_an_exchanged_convolution_with_a_bias_keeps_it(part: str, keep: str) -> None:
     one, x = block(), torch.randn(SHAPE, requires_grad=True)
     old = one.get_submodule(part)
     new = nn.Conv2d(old.in_channels, old.out_channels, 1)
     one.set_submodule(part, new)
+    set_keep(one, keep)
     y = one(x)
     with torch.no_grad():
         torch.testing.assert_close(y.detach(), one(x))
@@ -143,57 +143,38 @@ def test_an_exchanged_convolution_with_a_bias_keeps_it(part: str) -> None:
 def test_parts_in_each_others_places() -> None:
     one, x = block(), torch.randn(SHAPE, requires_grad=True)
     one.attn, one.ffn = nn.Conv2d(16, 16, 3, padding=1), one.attn  # type: ignore[assignment]
-    torch.testing.assert_close(one(x), one._keep_all(x), rtol=0, atol=0)
+    torch.testing.assert_close(one(x), one._by_parts(x), rtol=0, atol=0)
 
 
 def test_wrong_shapes_are_the_ops_errors() -> None:
     x = torch.randn(1, 8, 4, 4, requires_grad=True)
-    with pytest.raises(ValueError, match=r"weight must be \[C\] = \(8,\), got \(16,\)"):
+    with pytest.raises(ValueError, match=r"norm_weight must be \[C\] = \(8,\), got \(16,\)"):
         block()(x)
     x = torch.randn(1, 16, 4, 4, requires_grad=True)
     one = block()
     one.norm1.body.bias = nn.Parameter(torch.zeros(1))
-    with pytest.raises(ValueError, match=r"bias must be \[C\] = \(16,\), got \(1,\)"):
+    with pytest.raises(ValueError, match=r"norm_bias must be \[C\] = \(16,\), got \(1,\)"):
         one(x)
     one = block()
     one.norm2.eps = -1.0
     with pytest.raises(ValueError, match="eps must be >= 0"):
         one(x)
-    for wrong in ({"project_in": PointwiseConv(16, 100)}, {"dwconv": nn.Conv2d(80, 80, 3, groups=80)}):
+    for name, part in {
+        "project_in": PointwiseConv(16, 100),
+        "dwconv": nn.Conv2d(80, 80, 3, groups=80),
+    }.items():
         one = block()
-        for name, part in wrong.items():
-            setattr(one.ffn, name, part)
-        with pytest.raises(ValueError, match="weight must be"):
+        setattr(one.ffn, name, part)
+        with pytest.raises(ValueError, match=r"(project_in|project_out) must be"):
             one(x)
 
 
 @pytest.mark.parametrize("shape", [(0, 16, 4, 4), (1, 16, 0, 4), (1, 16, 4, 0), (1, 16, 1, 0)])
 def test_nothing_to_do(shape: tuple[int, ...]) -> None:
-    for part in ("norm", "gate"):
-        one, x = block(), torch.randn(shape, requires_grad=True)
-        if part == "norm":
-            y = byproducts.norm_conv(x, one.norm1.norm, one.attn.qkv.weight)
-        else:
-            hidden = x.repeat(1, 6, 1, 1)[:, :84]
-            y = byproducts.gate_conv(hidden.contiguous(), one.ffn.dwconv.weight, one.ffn.project_out.weight)
-        assert y is not None
-        y.sum().backward()
-        assert x.grad is not None
-        assert x.grad.shape == shape
-
-
-def test_where_only_the_convolution_learns_its_input_is_kept() -> None:
-    """That is less than what the gate would be computed again from."""
-    one = block().requires_grad_(False)
-    one.ffn.project_out.requires_grad_()
-    x = torch.randn(SHAPE)
-    hidden = torch.randn(2, 84, 9, 14)
-    assert byproducts.gate_conv(hidden, one.ffn.dwconv.weight, one.ffn.project_out.weight) is None
-    one(x).sum().backward()
-    assert one.ffn.project_out.weight.grad is not None
-    # And where it does not learn, nothing is kept for it.
-    one.ffn.requires_grad_().project_out.requires_grad_(False)
-    assert byproducts.gate_conv(hidden, one.ffn.dwconv.weight, one.ffn.project_out.weight) is None
+    x = torch.randn(shape, requires_grad=True)
+    block()(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == shape
 
 
 def test_symbolic_tracing_with_its_parts_as_leaves() -> None:
@@ -234,16 +215,42 @@ def test_twice_through_a_kept_graph() -> None:
     same(list(torch.autograd.grad(y, [x, *one.parameters()])), list(first))
 
 
-def test_both_kernels_save_what_they_say() -> None:
-    """The norm its statistics, the gate nothing; neither what it gives."""
-    x, weight = torch.randn(1, 16, 8, 8, requires_grad=True), torch.randn(8, 16, 1, 1, requires_grad=True)
-    norm = Norm(torch.ones(16), torch.zeros(16), 1e-5)
-    saved: list[Any] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
-        assert byproducts.norm_conv(x, norm, weight) is not None
-        assert sorted(saved) == sorted([(8, 16, 1, 1), (1, 16, 8, 8), (16,), (16,), (1, 8, 8), (1, 8, 8)])
-        saved.clear()
-        depthwise = torch.randn(32, 1, 3, 3)
-        hidden = torch.randn(1, 32, 8, 8, requires_grad=True)
-        assert byproducts.gate_conv(hidden, depthwise, weight) is not None
-        assert sorted(saved) == sorted([(8, 16, 1, 1), (1, 32, 8, 8), (32, 1, 3, 3)])
+def test_an_image_without_a_batch_is_a_convolutions() -> None:
+    conv, x = PointwiseConv(6, 4), torch.randn(2, 6, 5, 7)
+    torch.testing.assert_close(conv(x[0]), nn.functional.conv2d(x, conv.weight)[0])
+
+
+# -- without a graph: strips of rows (tests/kernels/test_halves.py has more)
+
+
+@pytest.fixture
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strips, "_LARGE", {"cpu": 1})
+    monkeypatch.setattr(strips, "_STRIP", {"cpu": 1})
+    monkeypatch.setattr(strips, "_LEAST_ROWS", 2)
+
+
+@pytest.mark.usefixtures("few_rows")
+@torch.no_grad()
+def test_hooks_see_whole_maps_and_other_parts_run() -> None:
+    one, x = block().double(), torch.randn(1, 16, 20, 5, dtype=torch.float64)
+    heights: list[int] = []
+    handle = one.attn.qkv_dwconv.register_forward_pre_hook(lambda *_: None)
+    one.attn.qkv.register_forward_hook(lambda part, given, made: heights.append(made.shape[2]))
+    one(x)
+    assert heights == [20]
+    handle.remove()
+    one.ffn = nn.Identity()
+    torch.testing.assert_close(one(x), one._by_parts(x), rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("few_rows")
+def test_a_network_restores_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = cpl.create_model("cplir-tiny").double().eval()
+    x = torch.rand(1, 3, 21, 30, dtype=torch.float64)
+    with torch.no_grad():
+        got = network(x)
+        monkeypatch.setattr(strips, "_LARGE", {"cpu": 2**60})
+        torch.testing.assert_close(got, network(x), rtol=1e-11, atol=1e-11)
+    assert not torch.equal(got, x)
