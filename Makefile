@@ -52,10 +52,11 @@ test-full: $(INSTALLED)  ## Run the full grid too: every instruction set, target
 	$(PYTEST) -m 'not interpreter and not gpu'
 	TRITON_INTERPRET=1 $(PYTEST) -m interpreter tests/kernels
 
-lint: $(INSTALLED)  ## ruff, mypy, clang-format
+lint: $(INSTALLED)  ## ruff, mypy, import-linter, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
 format: $(INSTALLED)  ## Format everything in place

@@ -25,7 +25,7 @@ def list_images(folder: str | os.PathLike[str], recursive: bool = False) -> list
     Raises:
         DataError: no such folder, or no image in it.
     """
-    from cpl.inference.images import SUFFIXES
+    from cpl.images import SUFFIXES
 
     root = Path(folder)
     if not root.is_dir():
@@ -44,7 +44,7 @@ def list_images(folder: str | os.PathLike[str], recursive: bool = False) -> list
 
 def decode(path: Path) -> np.ndarray:
     """The image as float32 [H, W, 3] in [0, 1]; 16-bit and grey ones too. Errors name the file."""
-    from cpl.inference.images import read_image
+    from cpl.images import read_image
 
     try:
         return read_image(path).rgb

@@ -114,6 +114,6 @@ def bundled_path(package: str, file: str) -> Path:
 
 
 def _read(path: Path) -> np.ndarray:
-    from cpl.inference.images import read_image
+    from cpl.images import read_image
 
     return read_image(path).rgb

@@ -1,6 +1,5 @@
-"""Using a trained model: image files in and out, restoring, metrics, evaluation.
+"""Using a trained model: restoring, metrics, evaluation. Image files are cpl.images'.
 
-images     read_image, write_image: what a photo is made of survives the round trip
 restore    restore(model, image): PIL, arrays or tensors; the same kind comes out
 streaming  a whole image exactly, window by window, within a limit on memory
 tiled      a large image in blended tiles: any model, any dtype, not exactly the same

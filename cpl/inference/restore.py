@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cpl.errors import CplError
-from cpl.inference.images import LUMA
+from cpl.images import LUMA
 from cpl.inference.streaming import CLOSE, Plan, about_margin, restore_streaming
 from cpl.inference.streaming.limits import free_where_short, parse_memory, showing
 from cpl.inference.tiled import check_tiles, restore_tiled
@@ -84,7 +84,7 @@ def restore(
         The restored image, clipped to [0, 1], of the same type, shape and dtype (and device) as given.
         A PIL image keeps its ``info``, with EXIF and ICC profile; but not every format's save() writes
         those by itself: for JPEG, ``out.save(path, exif=out.info.get("exif", b""),
-        icc_profile=out.info.get("icc_profile"))``. (`cpl restore` and `cpl.inference.images` do.)
+        icc_profile=out.info.get("icc_profile"))``. (`cpl restore` and `cpl.images` do.)
 
     Raises:
         TypeError: no such kind of image; ValueError: its shape, values or ``dtype`` are wrong.

@@ -6,7 +6,7 @@ import functools
 import subprocess
 from pathlib import Path
 
-from cpl_kernels import core
+import cpl_kernels
 
 
 @functools.cache
@@ -20,4 +20,4 @@ def commit() -> str:
             return result.stdout.strip()
         except (OSError, subprocess.SubprocessError):  # no git, or not our right to read it
             pass
-    return core.build_info().get("commit", "unknown")
+    return str(cpl_kernels.config()["commit"])

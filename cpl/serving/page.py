@@ -18,7 +18,7 @@ import numpy as np
 
 from cpl.errors import CplError
 from cpl.extras import require
-from cpl.inference.images import SUFFIXES
+from cpl.images import SUFFIXES
 from cpl.serving import panels
 from cpl.serving.session import AS_IT_IS, Answer, Session, restored_name, save_answer
 from cpl.serving.worker import Worker

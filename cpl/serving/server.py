@@ -18,7 +18,7 @@ import numpy as np
 
 from cpl.errors import CplError
 from cpl.extras import require
-from cpl.inference.images import write_image
+from cpl.images import write_image
 from cpl.serving.guard import UploadsOnly
 from cpl.serving.session import AS_IT_IS, Session
 from cpl.serving.sweep import swept

@@ -16,7 +16,7 @@ from cpl.data.seeding import generator
 from cpl.degradations import Degradation, create
 from cpl.errors import CplError, TooLittleMemory, TooLittleRoom
 from cpl.extras import require
-from cpl.inference.images import SUFFIXES, ImageError, ImageFile, read_image, write_image
+from cpl.images import SUFFIXES, ImageError, ImageFile, read_image, write_image
 from cpl.inference.inspect.usage import Likely, Usage
 from cpl.inference.metrics import psnr
 from cpl.inference.restore import restore

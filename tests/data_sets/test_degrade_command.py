@@ -14,7 +14,7 @@ from PIL import Image
 from cpl.cli import main
 from cpl.degradations import names
 from cpl.degradations.noise import Noise
-from cpl.inference.images import read_image
+from cpl.images import read_image
 
 from .conftest import Write
 

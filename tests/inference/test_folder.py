@@ -19,9 +19,9 @@ pytest.importorskip("imagecodecs", reason="images need the extra [train]")
 from PIL import Image
 
 from cpl.errors import CplError
+from cpl.images import ImageWarning
 from cpl.inference import folder
 from cpl.inference.folder import pipeline
-from cpl.inference.images import ImageWarning
 
 LONG = 20.0  # seconds after which a wait for another thread has failed
 

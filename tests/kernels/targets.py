@@ -116,11 +116,13 @@ def over(
     dtypes: bool = False,
     also: tuple[str, Callable[..., Sequence[Any]]] | None = None,
     keep: Callable[[OpSpec, Target], bool] = lambda op, target: True,
+    short: Callable[[OpSpec, Target, Case | None], bool] = lambda op, target, case: True,
 ) -> pytest.MarkDecorator:
     """Parametrise a test by ``op`` and ``target``, and if asked by ``case``, ``dtype`` and one thing more.
 
-    ``also`` is a name and its values for an op (and case), each with an id: ``(id, value, slow)``. Of the
-    emulator, where a call takes a process, the short run has one dtype of what is not small.
+    ``also`` is a name and its values for an op (and case), each with an id: ``(id, value, slow)``. What is not
+    ``short`` is for the full grid. Of the emulator, where a call takes a process, and of Triton's interpreter the short
+    run has one dtype of what is not small.
     """
     names = (
         ["op", "target"] + ["case"] * (cases is not None) + ["dtype"] * dtypes + ([also[0]] if also else [])
@@ -134,7 +136,9 @@ def over(
             for dtype in op.dtypes if dtypes else (None,):
                 if dtype is not None and not target.computes(op, dtype):
                     continue  # test_float64_is_served_or_refused holds the backend to what it says
-                long = target.emulated and dtype not in (None, torch.float32) and case not in op.small
+                slowly = target.emulated or param.id == "triton"
+                long = slowly and dtype not in (None, torch.float32) and case not in op.small
+                long = long or not short(op, target, case)
                 if target.emulated:  # another order of threads for each
                     target = target.in_order(len(rows) % 5)
                 for name, value, slow in (
@@ -147,6 +151,16 @@ def over(
                     marks = [*param.marks, *[pytest.mark.slow] * (long or slow)]
                     rows.append(pytest.param(*values, id="-".join(filter(None, words)), marks=marks))
     return pytest.mark.parametrize(",".join(names), rows)
+
+
+def once(op: OpSpec, target: Target, case: Case | None) -> bool:
+    """One target and case of an op, for what hangs on Python alone: the fastest in this process."""
+    usual = (
+        "native"
+        if core.available() and any(p.values[0].name == "native" for p in of(op.name))
+        else "reference"
+    )
+    return target.name == usual and case in (None, op.small[0])
 
 
 def check(

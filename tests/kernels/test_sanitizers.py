@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 
 from cpl_kernels import core
+from tests.kernels import vouched
 from tests.kernels.processes import ADDRESSES, LONG, run_matrix
 from tests.kernels.sanitized import build
 
@@ -83,25 +85,25 @@ def test_an_error_of_torch_can_be_caught() -> None:
     assert done.stdout.strip() == "caught", done.stderr[-2000:]
 
 
-def test_values() -> None:
-    run_matrix(ADDRESSES, *sanitised(), "-m", "not slow", CPL_TEST_CORE=str(build.core()), **environment())
-
-
-@pytest.mark.parametrize("isa", build.ISAS)
-def test_results_past_the_caches(isa: str) -> None:
-    """aggregate_prompts streams results of over 4 MiB, which no case of the matrix has."""
-    extra = environment() | {"CPL_ISA": isa, "CPL_TEST_CORE": str(build.core())}
-    files = ("tests/kernels/aggregate_prompts/test_aggregate_prompts.py",)
-    run_matrix("streamed and float32", *sanitised(), files=files, **extra)
-
-
-def test_products_on_matrix_units() -> None:
-    """Which this processor need not have: there they are plain C++."""
+def run_values(ops: Sequence[str]) -> None:
+    """The matrix of ``ops``, and what no case of it has: results past the caches, products on matrix units."""
     extra = environment() | {"CPL_TEST_CORE": str(build.core())}
-    if not core.available() or core.core().isa() not in ("avx512", "amx"):
-        pytest.skip(reason="beside matrix units are the kernels of AVX-512, which this CPU lacks")
-    files = ("tests/kernels/test_products.py", "tests/kernels/info_nce/test_on_units.py")
-    run_matrix("not slow", *sanitised(), files=files, CPL_ISA="amx", **extra)
+    run_matrix(ADDRESSES, *sanitised(), "-m", "not slow", timeout=1800, CPL_TEST_OPS=",".join(ops), **extra)
+    if "aggregate_prompts" in ops:  # it streams results of over 4 MiB
+        files = ("tests/kernels/aggregate_prompts/test_aggregate_prompts.py",)
+        for isa in build.ISAS:
+            run_matrix("streamed and float32", *sanitised(), files=files, CPL_ISA=isa, **extra)
+    # Matrix units are plain C++ here; beside them are the kernels of AVX-512.
+    if "info_nce" in ops and core.available() and core.core().isa() in ("avx512", "amx"):
+        files = ("tests/kernels/test_products.py", "tests/kernels/info_nce/test_on_units.py")
+        run_matrix("not slow", *sanitised(), files=files, CPL_ISA="amx", **extra)
+
+
+def test_values() -> None:
+    """Of ops that have changed since it last passed on them (vouched.py); make test-full runs all."""
+    ops = vouched.unvouched(vouched.SANITIZERS)
+    if ops:
+        run_values(ops)
 
 
 @pytest.mark.slow

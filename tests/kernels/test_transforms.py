@@ -16,7 +16,7 @@ from cpl_kernels import backends
 from tests.kernels import spec
 from tests.kernels.harness import as_tuple, assert_same_bits
 from tests.kernels.spec import Case, Inputs, OpSpec
-from tests.kernels.targets import Target, over
+from tests.kernels.targets import Target, once, over
 
 COUNT = 3  # entries that vmap maps over
 
@@ -74,7 +74,7 @@ def without(inputs: Inputs, names: list[str]) -> Inputs:
     return {name: x for name, x in inputs.items() if name not in names}
 
 
-@over(lambda op: op.small, keep=here)
+@over(lambda op: op.small, keep=here, short=once)
 def test_vmap_is_a_loop(op: OpSpec, target: Target, case: Case) -> None:
     """Bit for bit, over each input by itself and over all, from the first dimension and from the last."""
     every = entries(case)
@@ -101,7 +101,7 @@ def test_vmap_over_nothing(op: OpSpec, target: Target, case: Case) -> None:
         assert (y.shape, y.dtype) == ((0, *one.shape), one.dtype)
 
 
-@over(lambda op: op.small, keep=differentiable)
+@over(lambda op: op.small, keep=differentiable, short=once)
 def test_gradients_of_each_entry(op: OpSpec, target: Target, case: Case) -> None:
     """vmap over grad, where the inputs differ from entry to entry and where one is shared, has the bits of a loop."""
     every = entries(case)
@@ -140,7 +140,11 @@ def assert_same(target: Target, got: Inputs, expected: Inputs, context: str) -> 
     return None
 
 
-@over(lambda op: op.small[:1], keep=lambda op, t: differentiable(op, t) and t.computes(op, torch.float64))
+@over(
+    lambda op: op.small[:1],
+    keep=lambda op, t: differentiable(op, t) and t.computes(op, torch.float64),
+    short=once,
+)
 def test_jacobians_are_those_of_the_formula(op: OpSpec, target: Target, case: Case) -> None:
     """And the gradient through vmap is the sum of each entry's: the other order of the two."""
     inputs = case.inputs(torch.float64)
@@ -167,7 +171,7 @@ def test_jacobians_are_those_of_the_formula(op: OpSpec, target: Target, case: Ca
         torch.testing.assert_close(summed[name], each[name], rtol=1e-9, atol=1e-11)
 
 
-@over(lambda op: op.small[:1], keep=differentiable)
+@over(lambda op: op.small[:1], keep=differentiable, short=once)
 def test_what_is_no_derivative_is_an_error(op: OpSpec, target: Target, case: Case) -> None:
     """Forward mode and second derivatives: never zeros, never the part that happens to be known."""
     inputs = case.inputs(torch.float32)

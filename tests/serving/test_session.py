@@ -16,8 +16,8 @@ import cpl
 from cpl.data.seeding import generator
 from cpl.degradations import create
 from cpl.errors import CplError, MissingExtra, TooLittleRoom
+from cpl.images import read_image
 from cpl.inference import restore as restoring
-from cpl.inference.images import read_image
 from cpl.inference.inspect import Usage
 from cpl.inference.metrics import psnr
 from cpl.models.restorer import Restorer

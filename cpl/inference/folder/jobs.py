@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpl.errors import CplError
-from cpl.inference.images import SUFFIXES
+from cpl.images import SUFFIXES
 
 
 @dataclass(frozen=True)

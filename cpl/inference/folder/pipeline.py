@@ -22,9 +22,7 @@ import numpy as np
 
 from cpl.errors import CplError
 from cpl.files import atomic_write, remove_leftovers
-from cpl.inference.folder.jobs import Job
-from cpl.inference.folder.record import Record, sha256
-from cpl.inference.images import (
+from cpl.images import (
     ImageFile,
     ImageWarning,
     decode_image,
@@ -32,6 +30,8 @@ from cpl.inference.images import (
     quiet_decoders,
     read_bytes,
 )
+from cpl.inference.folder.jobs import Job
+from cpl.inference.folder.record import Record, sha256
 
 IN_FLIGHT = 3  # one being read, one being restored, one being written
 

@@ -21,16 +21,8 @@ import imagecodecs
 import tifffile
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
 
-from cpl.inference import codecs
-from cpl.inference.images import (
-    ImageError,
-    ImageFile,
-    ImageWarning,
-    as_stored,
-    read_image,
-    upright,
-    write_image,
-)
+from cpl.images import ImageError, ImageFile, ImageWarning, codecs, read_image, write_image
+from cpl.images.files import as_stored, upright
 
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 HEIGHT, WIDTH = 13, 18  # not square, so that a wrong turn shows; odd, so that chroma subsampling would
@@ -426,7 +418,7 @@ def test_too_large_for_memory_is_named(tmp_path: Path, monkeypatch: pytest.Monke
         raise MemoryError
 
     write_image(tmp_path / "a.png", np.zeros((4, 4, 3), np.float32))
-    monkeypatch.setattr("cpl.inference.images.upright", exhausted)
+    monkeypatch.setattr("cpl.images.files.upright", exhausted)
     with pytest.raises(ImageError, match=r"a\.png: too large for this machine's memory"):
         read_image(tmp_path / "a.png")
 
@@ -471,7 +463,7 @@ def test_disk_full_leaves_nothing(tmp_path: Path) -> None:
     before = old.read_bytes()
     code = f"""
 import resource, numpy as np
-from cpl.inference.images import write_image
+from cpl.images import write_image
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 for name in ("new.png", "old.png"):
     try:

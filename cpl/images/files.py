@@ -30,6 +30,8 @@ import numpy as np
 from cpl.errors import CplError
 from cpl.extras import require
 from cpl.files import atomic_write
+from cpl.images import codecs
+from cpl.images.error import ImageError, ImageWarning
 
 SUFFIXES: Mapping[str, str] = {
     ".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG",
@@ -42,14 +44,6 @@ _ALPHA = ("PNG", "TIFF", "WEBP")
 _EXIF = ("PNG", "JPEG", "TIFF", "WEBP")
 _QUALITY = 95  # JPEG and lossy WebP: coding noise well below what is left after restoring
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # BT.601; sums to 1, so grey stays grey
-
-
-class ImageError(CplError):
-    """A file that cannot be read or written as an image; the message names the file and the remedy."""
-
-
-class ImageWarning(UserWarning):
-    """Something of an image file that does not survive; the message names the file and what."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +122,6 @@ def quiet_decoders() -> Iterator[None]:
 
 def decode_image(data: bytes, source: Path) -> tuple[ImageFile, list[str]]:
     """What `read_image` makes of a file's content, and what of it does not survive, in words, instead of a warning."""
-    from cpl.inference import codecs
-
     image_module = require("train", "PIL.Image")
     image_module.init()  # all plugins: open() looks the names up among those registered so far
     try:
@@ -241,8 +233,6 @@ def as_stored(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _decode(image: Any, data: bytes, path: Path) -> ImageFile:
-    from cpl.inference import codecs
-
     name = "JPEG" if image.format == "MPO" else image.format  # MPO: a phone's JPEG with more pictures behind
     orientation = _orientation(image)
     extra: dict[str, Any] = {}
@@ -328,8 +318,6 @@ def _stored_pixels(rgb: np.ndarray, like: ImageFile, name: str) -> np.ndarray:
 
 
 def _encode(pixels: np.ndarray, like: ImageFile, name: str, lossless: bool) -> bytes:
-    from cpl.inference import codecs
-
     same = name == like.format
     if name == "TIFF":
         tags = like.extra["tags"] if same else codecs.tags_from_exif(like.exif, like.icc)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cpl.extras import require
-from cpl.inference.images import ImageError
+from cpl.images.error import ImageError
 
 Chunks = list[tuple[bytes, bytes]]
 Tags = dict[int, tuple[int, Any]]  # tag -> (TIFF type, value)
