@@ -8,7 +8,7 @@ CXX_SOURCES := $(shell find csrc tests/cuda_host -name '*.cpp' -o -name '*.cu' -
 DEMO ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo publish-demo test test-full lint format bench compare package clean
+.PHONY: help install demo publish-demo check test test-full vouch lint format bench compare package clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,15 +42,26 @@ publish-demo: demo  ## Keep the demo's figures and picture sheet for the README
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 1); [ $$n -gt 8 ] && n=8; echo $$n)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
-test: $(INSTALLED)  ## Run all tests (Triton's interpreter in processes of its own); JOBS=1 for one at a time
+# One configuration of each op, the model and the command line; docs/testing.md says what it leaves out.
+CHECKED := (test_parity and native-small and float32) or (test_contract and native-small and not compiles and not opcheck)
+CHECKED := $(CHECKED) or test_dispatch or test_model_forward or test_main or test_restore.py
+
+check: lint  ## The linters and the tests of daily work: three minutes
+	$(PYTEST) -q -m 'not slow and not interpreter and not gpu' -k '$(CHECKED)' \
+		tests/kernels/test_parity.py tests/kernels/test_contract.py tests/kernels/test_dispatch.py tests/model tests/cli
+
+test: $(INSTALLED)  ## Run the tests that guard main (Triton's interpreter in processes of its own); JOBS=1 for one at a time
 	$(BIN)/python -m tests.kernels.prebuild
 	$(PYTEST) -m 'not slow and not interpreter and not gpu'
 	TRITON_INTERPRET=1 $(PYTEST) -m 'interpreter and not slow' tests/kernels
 
 test-full: $(INSTALLED)  ## Run the full grid too: every instruction set, target, configuration and slow test
-	$(BIN)/python -m tests.kernels.prebuild
+	$(BIN)/python -m tests.kernels.prebuild --full
 	$(PYTEST) -m 'not interpreter and not gpu'
 	TRITON_INTERPRET=1 $(PYTEST) -m interpreter tests/kernels
+
+vouch: $(INSTALLED)  ## Run changed C++ on every instruction set and under sanitizers, and write down that it passed
+	$(BIN)/python -m tests.kernels.vouched
 
 lint: $(INSTALLED)  ## ruff, mypy, import-linter, clang-format
 	$(BIN)/ruff check .
