@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from cpl_kernels import strips
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -33,3 +35,11 @@ def pytest_runtest_teardown() -> None:
     reset = getattr(sys.modules.get("torch._dynamo"), "reset", None)
     if reset is not None:
         reset()
+
+
+@pytest.fixture
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half of a transformer block works in strips of two rows at least, whatever the map's size."""
+    monkeypatch.setattr(strips, "_LARGE", {"cpu": 1})
+    monkeypatch.setattr(strips, "_STRIP", {"cpu": 1})
+    monkeypatch.setattr(strips, "_LEAST_ROWS", 2)

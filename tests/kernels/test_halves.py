@@ -263,14 +263,6 @@ def test_unknown_and_missing_tensors_are_named() -> None:
 # -- without a graph: strips of rows
 
 
-@pytest.fixture
-def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strips for any map: of two rows at least."""
-    monkeypatch.setattr(strips, "_LARGE", {"cpu": 1})
-    monkeypatch.setattr(strips, "_STRIP", {"cpu": 1})
-    monkeypatch.setattr(strips, "_LEAST_ROWS", 2)
-
-
 @pytest.mark.usefixtures("few_rows")
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -223,13 +223,6 @@ def test_an_image_without_a_batch_is_a_convolutions() -> None:
 # -- without a graph: strips of rows (tests/kernels/test_halves.py has more)
 
 
-@pytest.fixture
-def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strips, "_LARGE", {"cpu": 1})
-    monkeypatch.setattr(strips, "_STRIP", {"cpu": 1})
-    monkeypatch.setattr(strips, "_LEAST_ROWS", 2)
-
-
 @pytest.mark.usefixtures("few_rows")
 @torch.no_grad()
 def test_hooks_see_whole_maps_and_other_parts_run() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cpl_kernels
-from tests.kernels.channel_attention.spec import naive as attend
-from tests.kernels.dwconv.spec import naive as convolve
-from tests.kernels.layer_norm2d.spec import naive as normalise
-from tests.kernels.pointwise_conv.spec import naive as mix
+from tests.kernels.half_ops import Ops, both
 from tests.kernels.spec import Bad, Case, Inputs, OpSpec, randn
 
 BIASES = ("qkv_bias", "dw_bias", "project_bias")
 
 
-def naive(
+def half(
+    ops: Ops,
     x: Tensor,
     qkv: Tensor,
     dw: Tensor,
@@ -34,34 +31,9 @@ def naive(
     center: bool = True,
     residual: bool = True,
 ) -> Tensor:
-    """The naive formulas of its ops, one behind the other."""
-    y = x if norm_weight is None else normalise(x, norm_weight, norm_bias, center)
-    y = mix(attend(convolve(mix(y, qkv, qkv_bias), dw, dw_bias), temperature), project, project_bias)
-    return x + y if residual else y
-
-
-def calls(
-    x: Tensor,
-    qkv: Tensor,
-    dw: Tensor,
-    temperature: Tensor,
-    project: Tensor,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    qkv_bias: Tensor | None = None,
-    dw_bias: Tensor | None = None,
-    project_bias: Tensor | None = None,
-    center: bool = True,
-    residual: bool = True,
-    backend: str | None = None,
-) -> Tensor:
-    """The public functions, one behind the other."""
-    on: dict[str, Any] = {"backend": backend}
-    y = x if norm_weight is None else cpl_kernels.layer_norm2d(x, norm_weight, norm_bias, center=center, **on)
-    y = cpl_kernels.dwconv(cpl_kernels.pointwise_conv(y, qkv, qkv_bias, **on), dw, dw_bias, **on)
-    y = cpl_kernels.pointwise_conv(
-        cpl_kernels.channel_attention(y, temperature, **on), project, project_bias, **on
-    )
+    """Its ops, one behind the other."""
+    y = ops.mix(ops.normed(x, norm_weight, norm_bias, center), qkv, qkv_bias)
+    y = ops.mix(ops.attend(ops.convolve(y, dw, dw_bias), temperature), project, project_bias)
     return x + y if residual else y
 
 
@@ -104,9 +76,8 @@ def case(
         return cpl_kernels.attention_half(**{**given, **inputs}, **options, keep=keep)
 
     # Eight steps, each of which rounds what it is given: an error of a step is multiplied by what follows.
-    return Case(
-        name, why, make, call, partial(naive, **options), terms=8, floor=1.0, calls=partial(calls, **options)
-    )
+    naive, calls = both(half, **options)
+    return Case(name, why, make, call, naive, terms=8, floor=1.0, calls=calls)
 
 
 def _random(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cpl_kernels
-from tests.kernels.gated_dwconv.spec import naive as gate
-from tests.kernels.layer_norm2d.spec import naive as normalise
-from tests.kernels.pointwise_conv.spec import naive as mix
+from tests.kernels.half_ops import Ops, both
 from tests.kernels.spec import Bad, Case, Inputs, OpSpec, randn
 
 BIASES = ("in_bias", "dw_bias", "out_bias")
 
 
-def naive(
+def half(
+    ops: Ops,
     x: Tensor,
     project_in: Tensor,
     dw: Tensor,
@@ -32,31 +30,9 @@ def naive(
     center: bool = True,
     residual: bool = True,
 ) -> Tensor:
-    """The naive formulas of its ops, one behind the other."""
-    y = x if norm_weight is None else normalise(x, norm_weight, norm_bias, center)
-    y = mix(gate(mix(y, project_in, in_bias), dw, dw_bias), project_out, out_bias)
-    return x + y if residual else y
-
-
-def calls(
-    x: Tensor,
-    project_in: Tensor,
-    dw: Tensor,
-    project_out: Tensor,
-    norm_weight: Tensor | None = None,
-    norm_bias: Tensor | None = None,
-    in_bias: Tensor | None = None,
-    dw_bias: Tensor | None = None,
-    out_bias: Tensor | None = None,
-    center: bool = True,
-    residual: bool = True,
-    backend: str | None = None,
-) -> Tensor:
-    """The public functions, one behind the other."""
-    on: dict[str, Any] = {"backend": backend}
-    y = x if norm_weight is None else cpl_kernels.layer_norm2d(x, norm_weight, norm_bias, center=center, **on)
-    y = cpl_kernels.gated_dwconv(cpl_kernels.pointwise_conv(y, project_in, in_bias, **on), dw, dw_bias, **on)
-    y = cpl_kernels.pointwise_conv(y, project_out, out_bias, **on)
+    """Its ops, one behind the other."""
+    y = ops.mix(ops.normed(x, norm_weight, norm_bias, center), project_in, in_bias)
+    y = ops.mix(ops.gate(y, dw, dw_bias), project_out, out_bias)
     return x + y if residual else y
 
 
@@ -100,9 +76,8 @@ def case(
         return cpl_kernels.feed_forward_half(**{**given, **inputs}, **options, keep=keep)
 
     # Five steps, each of which rounds what it is given: an error of a step is multiplied by what follows.
-    return Case(
-        name, why, make, call, partial(naive, **options), terms=8, floor=1.0, calls=partial(calls, **options)
-    )
+    naive, calls = both(half, **options)
+    return Case(name, why, make, call, naive, terms=8, floor=1.0, calls=calls)
 
 
 def _random(
