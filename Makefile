@@ -27,7 +27,7 @@ WITHOUT_CUDA := $(if $(wildcard /dev/nvidia* /dev/dxg),0,1)
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(CORE_SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	CPL_SKIP_CUDA=$${CPL_SKIP_CUDA:-$(WITHOUT_CUDA)} \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,dev,demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,serve,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps lightly
 	@touch $@
 

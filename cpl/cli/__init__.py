@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from cpl.errors import CplError, MissingExtra
-from cpl.extras import EXTRAS
+from cpl.extras import pip_name
 
 COMMANDS = ("train", "restore", "eval", "degrade", "inspect", "serve", "data", "info")
 
@@ -106,10 +106,9 @@ def one_line(error: BaseException) -> str:
     return " ".join(message.split()) or type(error).__name__
 
 
-def missing_modules(extra: str, names: Sequence[str] | None = None) -> list[str]:
-    """The packages of ``extra`` (only ``names``, import names, if given) that are not installed."""
-    packages = EXTRAS[extra]
-    return [packages.get(n, n) for n in names or packages if importlib.util.find_spec(n) is None]
+def missing_modules(names: Sequence[str]) -> list[str]:
+    """Pip's names of those packages, given by import name, that are not installed."""
+    return [pip_name(name) for name in names if importlib.util.find_spec(name) is None]
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -122,7 +121,7 @@ def _dispatch(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     module: ModuleType = args.command_module
     if module.EXTRA is not None:
-        absent = missing_modules(module.EXTRA, getattr(module, "NEEDS", None))
+        absent = missing_modules(module.NEEDS)
         if absent:
             raise MissingExtra(
                 f"cpl {args.command} needs {', '.join(absent)}: pip install 'cpl-kernels[{module.EXTRA}]'"

@@ -42,7 +42,7 @@ def _installation() -> None:
     import cpl
     import cpl_kernels
     from cpl.cli import missing_modules
-    from cpl.extras import EXTRAS
+    from cpl.extras import EXTRAS, module_name, packages
     from cpl.models.provenance import commit
 
     rows = {
@@ -54,7 +54,7 @@ def _installation() -> None:
         "device": _devices(torch),
     }
     for extra in EXTRAS:
-        absent = missing_modules(extra)
+        absent = missing_modules([module_name(name) for name in packages().get(extra, ())])
         rows[f"extra [{extra}]"] = (
             f"{', '.join(absent)} missing: pip install 'cpl-kernels[{extra}]'" if absent else "installed"
         )

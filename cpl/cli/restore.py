@@ -36,7 +36,7 @@ examples:
   accelerate launch --multi_gpu -m cpl restore frames/ --checkpoint model.safetensors --output restored/
 
 exit status: 0 all restored, 1 some files failed (each is named), 2 nothing done, 130 interrupted"""
-EXTRA = "train"
+EXTRA = "restore"
 NEEDS = ("PIL", "rich")
 # The options that change a result by more than rounding (--memory and --device do not): with another value of one of
 # these --resume does a finished file again.

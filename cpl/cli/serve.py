@@ -28,7 +28,8 @@ examples:
   cpl serve --checkpoint model.safetensors --usage inspected/usage.json    names the likely degradation
   cpl serve --checkpoint model.safetensors --degradation noise:sigma=25 low_light+haze --port 8080
   cpl serve --checkpoint model.safetensors --host 0.0.0.0                  for everyone on the network"""
-EXTRA = "demo"
+EXTRA = "serve"
+NEEDS = ("gradio", "PIL", "imagecodecs", "pydantic", "rich", "skimage", "sklearn", "yaml")
 
 OFFERED = ("noise", "blur", "rain", "haze", "low_light", "snow", "jpeg")
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if args.checkpoint is None:
         raise CplError(f"a trained model is needed, --checkpoint FILE: {HOW_TO_GET_ONE}")
     # Pillow refuses a header with more than twice its limit, whatever is said here.
-    most = 2 * require("demo", "PIL.Image").MAX_IMAGE_PIXELS // 10**6
+    most = 2 * require("PIL.Image").MAX_IMAGE_PIXELS // 10**6
     if not 0 < args.megapixels <= most:
         raise CplError(
             f"--megapixels must be above 0 and at most {most}, got {args.megapixels:g}; Pillow, which reads the "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from cpl.extras import require
 
-require("train", "pydantic")  # named here, so that what is missing is one line and not a traceback
+require("pydantic")  # named here, so that what is missing is one line and not a traceback
 
 from cpl.data.build import build_cases, build_dataset  # noqa: E402
 from cpl.data.check import Report, check  # noqa: E402

@@ -51,7 +51,7 @@ class Report:
 
     def table(self) -> Any:
         """A rich table, one row per source."""
-        table = require("train", "rich.table").Table(title="data")
+        table = require("rich.table").Table(title="data")
         for column in ("section", "source", "tasks"):
             table.add_column(column, overflow="fold")  # a path must stay legible in a narrow window
         for column in ("images or pairs", "per epoch", "smallest"):
@@ -159,7 +159,7 @@ def _check_files(row: Row, files: list[Path], decode_all: bool) -> dict[Path, tu
 
 
 def _header(path: Path) -> tuple[int, int]:
-    pil = require("train", "PIL.Image")
+    pil = require("PIL.Image")
     with pil.open(path) as image:
         width, height = image.size
         # What the decoder will make of it: a camera's picture may lie on its side. In a PNG, Pillow would

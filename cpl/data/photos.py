@@ -105,7 +105,7 @@ def bundled_path(package: str, file: str) -> Path:
     """Where the installed ``package`` keeps ``file``; found without running the package's import."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        require("train", package)  # names the extra
+        require(package)  # names the extra
         raise CplError(f"{package} is installed without its files; reinstall it")
     path = Path(next(iter(spec.submodule_search_locations))) / file
     if not path.is_file():

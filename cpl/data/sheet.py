@@ -34,9 +34,7 @@ _GAP, _CAPTION = 8, 22  # pixels
 
 def degradation_sheet(seed: int = 0) -> Any:
     """A PIL image: for each of :data:`EXAMPLES` a window of a photograph before and after."""
-    pil, draw_module, fonts = (
-        require("train", f"PIL.{name}") for name in ("Image", "ImageDraw", "ImageFont")
-    )
+    pil, draw_module, fonts = (require(f"PIL.{name}") for name in ("Image", "ImageDraw", "ImageFont"))
     photos = {photo.name: photo.image for photo in bundled_photos()}
     height, width = _WINDOW
     cell = (2 * width + _GAP, height + _CAPTION)  # columns, rows

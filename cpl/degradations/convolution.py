@@ -19,7 +19,7 @@ def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     By FFT: a 15 x 15 kernel on a 160 x 160 crop costs a tenth of the direct sum.
     """
     kernel = kernel.astype(np.float32).reshape(kernel.shape + (1,) * (image.ndim - 2))
-    return require("train", "scipy.signal").fftconvolve(image, kernel, mode="valid", axes=(0, 1))
+    return require("scipy.signal").fftconvolve(image, kernel, mode="valid", axes=(0, 1))
 
 
 def blur(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:

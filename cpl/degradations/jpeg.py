@@ -30,7 +30,7 @@ class Jpeg(Degradation):
     chroma: Annotated[Setting, Word(tuple(_SUBSAMPLING), "chroma subsampling")] = "4:2:0"
 
     def _degrade(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        pil = require("train", "PIL.Image")
+        pil = require("PIL.Image")
         coded = io.BytesIO()
         pixels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
         quality = round(self.draw("quality", rng))

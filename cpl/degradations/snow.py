@@ -36,7 +36,7 @@ def flake_kernel(size: float, angle: float, rng: np.random.Generator) -> np.ndar
         radius = rng.uniform(0.18, 0.32) * size
         distance = np.hypot(grid[:, None] - row, grid[None, :] - column)
         flake = np.maximum(flake, 1 / (1 + np.exp((distance - radius) / (0.5 * softness))))
-    flake = require("train", "scipy.ndimage").convolve(flake, smear, mode="constant")
+    flake = require("scipy.ndimage").convolve(flake, smear, mode="constant")
     return flake / flake.max()
 
 

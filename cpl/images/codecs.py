@@ -49,7 +49,7 @@ _LARGE_TILE = 4096 * 4096  # pixels; a small picture may lie in one tile that is
 
 def pillow_bytes(pixels: np.ndarray, name: str, **options: Any) -> bytes:
     """uint8 [H, W, 1 to 4] encoded by Pillow."""
-    image = require("train", "PIL.Image").fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    image = require("PIL.Image").fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     buffer = io.BytesIO()
     image.save(buffer, name, **options)
     return buffer.getvalue()
@@ -84,7 +84,7 @@ def check_tiff(image: Any, data: bytes, path: Path) -> None:
     if not deep and _TILE_WIDTH not in image.tag_v2:  # libtiff itself refuses strips that are too long
         return
     width, height = image.size  # turned as shown
-    with require("train", "tifffile").TiffFile(io.BytesIO(data)) as file:
+    with require("tifffile").TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
     tile = page.tiledepth * page.tilewidth * page.tilelength if page.is_tiled else 0
     if tile > max(width * height, _LARGE_TILE):
@@ -117,12 +117,12 @@ def decode_deep(data: bytes, name: str, path: Path) -> np.ndarray:
         ImageError: pixels of a kind that is not supported; and whatever the decoder raises on damage.
     """
     if name == "PNG":
-        pixels = require("train", "imagecodecs").png_decode(data)
+        pixels = require("imagecodecs").png_decode(data)
     else:
-        with require("train", "tifffile").TiffFile(io.BytesIO(data)) as file:
+        with require("tifffile").TiffFile(io.BytesIO(data)) as file:
             page = file.pages[0]
             if page.compression != 1:
-                require("train", "imagecodecs")  # tifffile would name it in its own words
+                require("imagecodecs")  # tifffile would name it in its own words
             pixels = page.asarray()
             if page.planarconfig == 2 and pixels.ndim == 3:
                 pixels = np.moveaxis(pixels, 0, -1)
@@ -161,7 +161,7 @@ def encode_png(pixels: np.ndarray, chunks: Iterable[tuple[bytes, bytes]]) -> byt
     """uint8 or uint16 [H, W, 1 to 4] as PNG, with ``chunks`` right after the header."""
     if pixels.dtype == np.uint16:
         flat = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
-        data = require("train", "imagecodecs").png_encode(np.ascontiguousarray(flat), level=6)
+        data = require("imagecodecs").png_encode(np.ascontiguousarray(flat), level=6)
     else:
         data = pillow_bytes(pixels, "PNG")
     header = len(_PNG_SIGNATURE) + 12 + 13  # IHDR is always first and 13 bytes long
@@ -191,7 +191,7 @@ def tags_from_exif(exif: bytes | None, icc: bytes | None) -> Tags:
     """TIFF tags for metadata that came from another format."""
     tags: Tags = {}
     if exif:
-        block = require("train", "PIL.Image").Exif()
+        block = require("PIL.Image").Exif()
         block.load(b"Exif\0\0" + exif)
         types = _directory()
         for tag, value in block.items():
@@ -208,7 +208,7 @@ def tags_from_exif(exif: bytes | None, icc: bytes | None) -> Tags:
 
 def exif_from_tags(tags: Mapping[int, tuple[int, Any]]) -> bytes | None:
     """An EXIF block (without its prefix) from TIFF tags, for another format."""
-    block = require("train", "PIL.Image").Exif()
+    block = require("PIL.Image").Exif()
     for tag, (_, value) in tags.items():
         if tag != _ICC:
             block[tag] = value
@@ -258,4 +258,4 @@ def encode_tiff(pixels: np.ndarray, tags: Mapping[int, tuple[int, Any]]) -> byte
 
 
 def _directory() -> Any:
-    return require("train", "PIL.TiffImagePlugin").ImageFileDirectory_v2(b"II\x2a\x00\x00\x00\x00\x00")
+    return require("PIL.TiffImagePlugin").ImageFileDirectory_v2(b"II\x2a\x00\x00\x00\x00\x00")

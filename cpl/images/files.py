@@ -122,7 +122,7 @@ def quiet_decoders() -> Iterator[None]:
 
 def decode_image(data: bytes, source: Path) -> tuple[ImageFile, list[str]]:
     """What `read_image` makes of a file's content, and what of it does not survive, in words, instead of a warning."""
-    image_module = require("train", "PIL.Image")
+    image_module = require("PIL.Image")
     image_module.init()  # all plugins: open() looks the names up among those registered so far
     try:
         with image_module.open(io.BytesIO(data), formats=_FORMATS) as image:

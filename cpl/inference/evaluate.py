@@ -79,7 +79,7 @@ class Evaluation:
 
     def table(self) -> Any:
         """A rich.table.Table: one row per task and one for the average."""
-        table = require("train", "rich.table").Table(title=f"PSNR (dB) / SSIM, {self.channel.upper()}")
+        table = require("rich.table").Table(title=f"PSNR (dB) / SSIM, {self.channel.upper()}")
         table.add_column("degradation")
         table.add_column("images", justify="right")
         for name in ("degraded", "restored", "gain"):

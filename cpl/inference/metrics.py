@@ -34,7 +34,7 @@ def psnr(restored: np.ndarray, target: np.ndarray, channel: str = "rgb") -> floa
     restored, target = _prepared(restored, target, channel)
     if np.array_equal(restored, target):
         return math.inf  # scikit-image warns of a division by zero here
-    metrics = require("train", "skimage.metrics")
+    metrics = require("skimage.metrics")
     return float(metrics.peak_signal_noise_ratio(target, restored, data_range=1.0))
 
 
@@ -49,7 +49,7 @@ def ssim(restored: np.ndarray, target: np.ndarray, channel: str = "rgb") -> floa
     restored, target = _prepared(restored, target, channel)
     if min(restored.shape[:2]) < SSIM_WINDOW:
         return math.nan
-    metrics = require("train", "skimage.metrics")
+    metrics = require("skimage.metrics")
     axis = 2 if channel == "rgb" else None
     return float(
         metrics.structural_similarity(

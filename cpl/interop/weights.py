@@ -91,7 +91,7 @@ def read_weights(path: str | os.PathLike[str], map_location: str | torch.device 
 
 
 def _read_safetensors(file: Path, map_location: str | torch.device) -> ForeignWeights:
-    safetensors = require("train", "safetensors")
+    safetensors = require("safetensors")
     device = torch.device(map_location)
     try:
         with safetensors.safe_open(str(file), framework="pt", device=str(device)) as opened:

@@ -84,7 +84,7 @@ def save_checkpoint(
         raise CplError(f"cannot write {path}: there is no folder {Path(path).parent}; create it first")
     if Path(path).is_dir():
         raise CplError(f"cannot write {path}: it is a folder; name a file in it")
-    content = require("train", "safetensors.torch").save(state, metadata)
+    content = require("safetensors.torch").save(state, metadata)
     with atomic_write(path) as file:
         file.write(content)
 

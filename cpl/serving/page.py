@@ -98,7 +98,7 @@ class Handlers:
 
 def shown(image: np.ndarray) -> Any:
     """A PIL image of [H, W, 3] in [0, 1], no larger than the page can use."""
-    pil = require("demo", "PIL.Image")
+    pil = require("PIL.Image")
     picture = pil.fromarray(np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8))
     picture.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE), pil.Resampling.LANCZOS)
     return picture
@@ -106,7 +106,7 @@ def shown(image: np.ndarray) -> Any:
 
 def build(handlers: Handlers, about: str) -> Any:
     """The page as gradio.Blocks. ``about`` is a line under its title."""
-    gr = require("demo", "gradio")
+    gr = require("gradio")
     session = handlers.session
     choices = [
         ("nothing: restore it as it is", AS_IT_IS),
@@ -178,7 +178,7 @@ def build(handlers: Handlers, about: str) -> Any:
 
 def look() -> dict[str, Any]:
     """Theme and style. The fonts are the visitor's own: none is fetched."""
-    gr = require("demo", "gradio")
+    gr = require("gradio")
     theme = gr.themes.Soft(
         primary_hue="blue",
         neutral_hue="slate",

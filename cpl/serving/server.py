@@ -91,7 +91,7 @@ def serve(
         # Only now: gradio reads where to keep files, and whether to measure, when it is imported.
         from cpl.serving.page import Handlers, build, look
 
-        gr, fastapi, uvicorn = (require("demo", name) for name in ("gradio", "fastapi", "uvicorn"))
+        gr, fastapi, uvicorn = (require(name, "serve") for name in ("gradio", "fastapi", "uvicorn"))
         worker = Worker()
         restored = folder / "restored"
         restored.mkdir()

@@ -231,7 +231,7 @@ def _size(path: Path) -> tuple[int, int]:
     Raises:
         ImageError: no header that says so.
     """
-    image_module = require("demo", "PIL.Image")
+    image_module = require("PIL.Image")
     image_module.init()  # all plugins: open() looks the names up among those registered so far
     formats = sorted(set(SUFFIXES.values()))
     try:

@@ -31,5 +31,5 @@ def __getattr__(name: str) -> Any:
     from cpl.extras import require
 
     for module in ("pydantic", "yaml"):
-        require("train", module)
+        require(module)
     return getattr(importlib.import_module(f"cpl.training.{_HOMES[name]}"), name)

@@ -201,7 +201,7 @@ class TrainConfig(Section):
         """The resolved configuration, every default written out; load_preset reads it back."""
         from cpl.extras import require
 
-        return str(require("train", "yaml").safe_dump(self.model_dump(mode="json"), sort_keys=False))
+        return str(require("yaml").safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
     def differences(self, stored: dict[str, Any]) -> list[str]:
         """``field: stored X, now Y`` for everything that would change the course of a resumed run."""

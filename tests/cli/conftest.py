@@ -22,7 +22,7 @@ class Result(NamedTuple):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """cplir-tiny with fresh weights: it restores nothing, but all of the machinery runs."""
-    pytest.importorskip("safetensors", reason="checkpoints need the extra [train]")
+    pytest.importorskip("safetensors", reason="checkpoints need the extra [restore]")
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
     cpl.save_checkpoint(cpl.create_model("cplir-tiny", task_names=("noise", "blur")), path, step=7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import re
 import subprocess
 import sys
 import types
@@ -152,22 +153,43 @@ def test_missing_extra_is_named_before_the_command_runs(
 
 
 def test_extras_are_those_of_pyproject() -> None:
+    """What the messages read from the package's metadata."""
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML reader")
     project = Path(cli.__file__).parents[2] / "pyproject.toml"
     if not project.exists():
         pytest.skip(reason="an installed copy has no pyproject.toml")
-    extras = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
-    for extra, packages in cli.EXTRAS.items():
-        assert sorted(packages.values()) == sorted(line.partition(">")[0] for line in extras[extra])
+    declared = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
+    for extra in (*extras.EXTRAS, "demo", "dev"):
+        lines = [line for line in declared[extra] if not line.startswith("cpl-kernels[")]
+        more = [
+            name for line in declared[extra] if line not in lines for name in extras.packages()[line[12:-1]]
+        ]
+        names = {re.split("[>=<]", line)[0].lower() for line in lines}
+        assert set(extras.packages()[extra]) == names | set(more)
+    assert set(extras.packages()["restore"]) < set(extras.packages()["train"]) & set(
+        extras.packages()["serve"]
+    )
 
 
-def test_extras_are_written_down_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an import that fails deep inside says is pip's name too, for every module of every extra."""
-    assert cli.EXTRAS is extras.EXTRAS
-    for module, package in extras.EXTRAS["train"].items():
+@pytest.mark.parametrize("extra", ["restore", "train", "serve"])
+def test_what_is_missing_is_named_by_pips_name_and_the_smallest_extra(
+    extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by an import that fails deep inside."""
+    for package in extras.packages()[extra]:
+        module = extras.module_name(package)
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(MissingExtra, match=f"^this needs {package}: pip install"):
-            extras.require("train", module)
+        smallest = next(e for e in extras.EXTRAS if package in extras.packages()[e])
+        with pytest.raises(
+            MissingExtra, match=rf"^this needs {package}: pip install 'cpl-kernels\[{smallest}\]'$"
+        ):
+            extras.require(module)
+        assert cli.missing_modules([module]) == [package]
+
+
+def test_what_no_extra_lists_is_named_with_the_extra_that_was_asked() -> None:
+    with pytest.raises(MissingExtra, match=r"no_such_package: pip install 'cpl-kernels\[serve\]'"):
+        extras.require("no_such_package", "serve")
 
 
 def test_closed_pipe_is_quiet() -> None:

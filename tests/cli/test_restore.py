@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("PIL", reason="cpl restore needs the extra [train]")
-pytest.importorskip("rich", reason="cpl restore needs the extra [train]")
-pytest.importorskip("imagecodecs", reason="cpl restore needs the extra [train]")
+pytest.importorskip("PIL", reason="cpl restore needs the extra [restore]")
+pytest.importorskip("rich", reason="cpl restore needs the extra [restore]")
+pytest.importorskip("imagecodecs", reason="cpl restore needs the extra [restore]")
 import imagecodecs
 from PIL import Image
 
@@ -193,7 +193,7 @@ def test_checkpoints_that_cannot_be_used(run: Any, checkpoint: Path, tmp_path: P
     (tmp_path / "text.pth").write_text("not a checkpoint\n")
     for wrong in (tmp_path / "text.pth", tmp_path / "absent.safetensors", source):
         one_error(run("restore", source, "--checkpoint", wrong, *rest), wrong)
-    safetensors = pytest.importorskip("safetensors", reason="checkpoints need the extra [train]")
+    safetensors = pytest.importorskip("safetensors", reason="checkpoints need the extra [restore]")
     from safetensors.torch import save_file
 
     with safetensors.safe_open(checkpoint, "pt") as file:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-pytest.importorskip("PIL", reason="cpl restore needs the extra [train]")
-pytest.importorskip("rich", reason="cpl restore needs the extra [train]")
-pytest.importorskip("imagecodecs", reason="cpl restore needs the extra [train]")
+pytest.importorskip("PIL", reason="cpl restore needs the extra [restore]")
+pytest.importorskip("rich", reason="cpl restore needs the extra [restore]")
+pytest.importorskip("imagecodecs", reason="cpl restore needs the extra [restore]")
 
 from cpl.cli.restore import EPILOG
 from cpl.inference import load

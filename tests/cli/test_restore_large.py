@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("PIL", reason="cpl restore needs the extra [train]")
-pytest.importorskip("rich", reason="cpl restore needs the extra [train]")
+pytest.importorskip("PIL", reason="cpl restore needs the extra [restore]")
+pytest.importorskip("rich", reason="cpl restore needs the extra [restore]")
 import rich.progress
 from PIL import Image
 

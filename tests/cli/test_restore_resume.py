@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("PIL", reason="cpl restore needs the extra [train]")
-pytest.importorskip("rich", reason="cpl restore needs the extra [train]")
-pytest.importorskip("imagecodecs", reason="cpl restore needs the extra [train]")
+pytest.importorskip("PIL", reason="cpl restore needs the extra [restore]")
+pytest.importorskip("rich", reason="cpl restore needs the extra [restore]")
+pytest.importorskip("imagecodecs", reason="cpl restore needs the extra [restore]")
 
 from cpl.inference import load
 from cpl.inference.folder import record

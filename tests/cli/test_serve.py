@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("gradio", reason="cpl serve needs the extra [demo]")
+pytest.importorskip("gradio", reason="cpl serve needs the extra [serve]")
 
 import cpl
 from cpl.inference import load
@@ -147,5 +147,5 @@ def test_refusals(
         taken.listen()
         one_error(run(*command, "--port", taken.getsockname()[1]), "in use", "--port")
     monkeypatch.setitem(sys.modules, "gradio", None)  # what an absent package looks like to an import
-    one_error(run(*command), "cpl serve needs gradio", "pip install 'cpl-kernels[demo]'")
+    one_error(run(*command), "cpl serve needs gradio", "pip install 'cpl-kernels[serve]'")
     assert served == []

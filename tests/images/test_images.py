@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("PIL", reason="reading images needs the extra [train]")
-pytest.importorskip("imagecodecs", reason="16-bit images need the extra [train]")
+pytest.importorskip("PIL", reason="reading images needs the extra [restore]")
+pytest.importorskip("imagecodecs", reason="16-bit images need the extra [restore]")
 import imagecodecs
 import tifffile
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin

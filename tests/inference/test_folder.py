@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("PIL", reason="images need the extra [train]")
-pytest.importorskip("imagecodecs", reason="images need the extra [train]")
+pytest.importorskip("PIL", reason="images need the extra [restore]")
+pytest.importorskip("imagecodecs", reason="images need the extra [restore]")
 from PIL import Image
 
 from cpl.errors import CplError

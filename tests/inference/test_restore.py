@@ -66,7 +66,7 @@ def test_arrays(dtype: type) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16", "P", "1"])
 def test_pil_images(mode: str) -> None:
-    pil = pytest.importorskip("PIL.Image", reason="PIL images need the extra [train]")
+    pil = pytest.importorskip("PIL.Image", reason="PIL images need the extra [restore]")
     rng = np.random.default_rng(0)
     if mode == "I;16":
         image = pil.fromarray(rng.integers(0, 65536, SHAPE).astype(np.uint16))
@@ -89,7 +89,7 @@ def test_pil_images(mode: str) -> None:
 @pytest.mark.parametrize("mode", ["L", "RGB", "P", "1"])
 def test_a_colour_key_of_a_pil_image_becomes_alpha(mode: str) -> None:
     """As read from a PNG with tRNS; the key itself would make other pixels of the result transparent."""
-    pil = pytest.importorskip("PIL.Image", reason="PIL images need the extra [train]")
+    pil = pytest.importorskip("PIL.Image", reason="PIL images need the extra [restore]")
     pixels = np.random.default_rng(0).integers(0, 256, (*SHAPE, 3)).astype(np.uint8)
     image = pil.fromarray(pixels).convert(mode)
     key = image.getpixel((3, 2))
@@ -106,7 +106,7 @@ def test_a_colour_key_of_a_pil_image_becomes_alpha(mode: str) -> None:
 
 
 def test_a_colour_key_that_has_no_alpha_mode_is_refused() -> None:
-    pil = pytest.importorskip("PIL.Image", reason="PIL images need the extra [train]")
+    pil = pytest.importorskip("PIL.Image", reason="PIL images need the extra [restore]")
     image = pil.fromarray(np.zeros(SHAPE, np.uint16))
     image.info["transparency"] = 0
     with pytest.raises(TypeError, match="del image.info"):

@@ -24,7 +24,7 @@ grep -q 'native core: built' info.txt
 for command in 'train demo' 'restore photo.png --checkpoint m.safetensors --output out' \
     'eval --checkpoint m.safetensors' 'degrade photo.png --degradation noise --output out' 'data check demo' \
     'inspect --checkpoint m.safetensors --output out' 'serve --checkpoint m.safetensors'; do
-  case $command in serve*) extra=demo ;; *) extra=train ;; esac
+  case $command in serve*) extra=serve ;; restore*) extra=restore ;; *) extra=train ;; esac
   if venv/bin/cpl $command > out.txt 2>&1; then
     echo "cpl $command: must fail without the [$extra] extra" >&2
     exit 1

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("PIL", reason="cpl serve needs the extra [demo]")
-pytest.importorskip("imagecodecs", reason="cpl serve needs the extra [demo]")
+pytest.importorskip("PIL", reason="cpl serve needs the extra [serve]")
+pytest.importorskip("imagecodecs", reason="cpl serve needs the extra [serve]")
 from PIL import Image
 
 import cpl
@@ -81,7 +81,7 @@ class Served(NamedTuple):
 @pytest.fixture(scope="session")
 def served(checkpoint: Path, usage: Usage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`cpl serve` on a free port, for all tests that want one; Ctrl-C must end it cleanly when they are done."""
-    pytest.importorskip("gradio", reason="cpl serve needs the extra [demo]")
+    pytest.importorskip("gradio", reason="cpl serve needs the extra [serve]")
     temporary = tmp_path_factory.mktemp("tmp")
     table = tmp_path_factory.mktemp("usage") / "usage.json"
     usage.save(table)

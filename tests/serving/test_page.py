@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("gradio", reason="the page needs the extra [demo]")
+pytest.importorskip("gradio", reason="the page needs the extra [serve]")
 
 from cpl.inference.inspect import Usage
 from cpl.models.restorer import Restorer

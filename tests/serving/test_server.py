@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from torch import Tensor, nn
 
-pytest.importorskip("gradio", reason="the page needs the extra [demo]")
+pytest.importorskip("gradio", reason="the page needs the extra [serve]")
 
 from cpl.errors import CplError
 from cpl.models.restorer import Restorer

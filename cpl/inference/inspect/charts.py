@@ -83,9 +83,7 @@ def distances(inspection: Inspection) -> bytes:
 
 def sheet(pictures: list[Pictures]) -> bytes:
     """JPEG: a row a degradation: degraded, restored, restored with wrong prompts, clean."""
-    pil, draw_module, fonts = (
-        require("train", f"PIL.{name}") for name in ("Image", "ImageDraw", "ImageFont")
-    )
+    pil, draw_module, fonts = (require(f"PIL.{name}") for name in ("Image", "ImageDraw", "ImageFont"))
     height, width = pictures[0].clean.shape[:2]
     scale = min(_CELL[0] / height, _CELL[1] / width)
     cell = (max(1, round(scale * height)), max(1, round(scale * width)))
@@ -113,9 +111,7 @@ def sheet(pictures: list[Pictures]) -> bytes:
 
 def _figure(width: float, height: float) -> Any:
     # Not pyplot: no window, no state that outlives the chart.
-    return require("train", "matplotlib.figure").Figure(
-        figsize=(width, height), dpi=120, layout="constrained"
-    )
+    return require("matplotlib.figure").Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
 def _png(figure: Any) -> bytes:
