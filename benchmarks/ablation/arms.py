@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.ablation.data import TASKS
+from benchmarks.ablation.told import add_told
 from cpl.models import MODELS, Restorer, create_model
 
 SIZE = "cplir-tiny"  # of all arms
@@ -22,6 +23,7 @@ class Arm:
         cpr: arguments of ContrastivePromptRegularization, or None for L1 alone.
         routing: arguments of RoutingLoss, or None.
         oracle: each image gets the prompt of its true task.
+        told: every block is told each image's true task (benchmarks/ablation/told.py).
         teacher: in this first part of the run each image gets the prompt of its true task; the router learns from the
             labels, and chooses when it is measured.
         only: the one task that is trained, on as many images of it: a fifth of every batch.
@@ -34,13 +36,25 @@ class Arm:
     cpr: Mapping[str, Any] | None = None
     routing: Mapping[str, float] | None = None
     oracle: bool = False
+    told: bool = False
     teacher: float = 0.0
     only: str | None = None
     pixel: str = "l1"
     router_rate: float = 1.0
 
+    @property
+    def needs_task(self) -> bool:
+        """Whether it can restore images only whose task is known."""
+        return self.oracle or self.told
+
     def network(self) -> Restorer:
         """With fresh weights."""
+        network = self._network()
+        if self.told:
+            add_told(network, len(TASKS))
+        return network
+
+    def _network(self) -> Restorer:
         tiny = MODELS[SIZE].to_dict()
         size = {
             name: tiny[name] for name in ("dim", "num_blocks", "num_refinement_blocks", "prompt_channels")
@@ -93,6 +107,10 @@ ARMS: Mapping[str, Arm] = {
         _WHOLE, routing={"task": 0.5}, teacher=1.0, pixel="log_l1",
     ),
     "oracle, log": Arm("the true task's prompt, each image's error by itself", _WHOLE, oracle=True, pixel="log_l1"),
+    "told, log": Arm(
+        "one prompt, but every block is told the true task, each image's error by itself",
+        {**_WHOLE, "num_prompts": 1}, told=True, pixel="log_l1",
+    ),
     "task + cpr": Arm(
         "cross entropy with the task 0.01, + CPR, ratio", _WHOLE, cpr={**_CPR, "form": "ratio"}, routing={"task": 0.01}
     ),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.ablation.arms import Arm
 from benchmarks.ablation.data import CLEAN, TASKS, Crops, as_float
+from benchmarks.ablation.told import tell
 from cpl.inference.routing import force_prompts, information, watch_routing
 from cpl.models import Restorer
 from cpl.models.config import LEVELS
@@ -38,7 +39,7 @@ def _psnr(network: Restorer, arm: Arm, test: Crops) -> dict[str, dict[str, float
         rows = test.of(test.names[0] if name == CLEAN else name)
         target = as_float(test.target[rows])
         degraded = target if name == CLEAN else as_float(test.degraded[rows])
-        if arm.oracle and _task_of(name) is None:
+        if arm.needs_task and _task_of(name) is None:
             continue  # no prompt is the true one
         restored = _restore(network, degraded, _true_prompts(arm, name, len(rows)))
         values = psnr(restored, target)
@@ -51,7 +52,7 @@ def _psnr(network: Restorer, arm: Arm, test: Crops) -> dict[str, dict[str, float
 
 
 def _true_prompts(arm: Arm, task: str, count: int) -> Tensor | None:
-    return torch.full((count,), list(TASKS).index(_task_of(task) or "")) if arm.oracle else None
+    return torch.full((count,), list(TASKS).index(_task_of(task) or "")) if arm.needs_task else None
 
 
 def _task_of(name: str) -> str | None:
@@ -66,7 +67,11 @@ def _restore(network: Restorer, degraded: Tensor, prompts: Tensor | None = None)
         if prompts is None:
             restored.append(network(degraded[i : i + 8]))
         else:
-            with force_prompts(network, prompts[i : i + 8]):
+            tasks = prompts[i : i + 8]
+            forced = tasks.clamp(
+                max=network.config.num_prompts - 1
+            )  # where blocks are told, there is one prompt
+            with tell(network, tasks), force_prompts(network, forced):
                 restored.append(network(degraded[i : i + 8]))
     return torch.cat(restored)
 

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.ablation.arms import ARMS, Arm
 from benchmarks.ablation.data import Crops, as_float
+from benchmarks.ablation.told import tell
 from cpl.errors import CplError
 from cpl.files import atomic_write
 from cpl.losses import ContrastivePromptRegularization, RoutingLoss
@@ -95,7 +96,8 @@ class _Run:
         for group, factor in zip(self.optimizer.param_groups, (1.0, self.arm.router_rate), strict=True):
             group["lr"] = rate * factor
         self.module.teacher = self.arm.oracle or self.step < round(self.arm.teacher * self.steps)
-        output = self.module(degraded, target, draw_seed(self.seed, self.step, 0), False, tasks)
+        with tell(self.model, tasks):
+            output = self.module(degraded, target, draw_seed(self.seed, self.step, 0), False, tasks)
         output.loss.backward()
         self.meter.add(output.logits, tasks)
         self.step += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from benchmarks.ablation import __main__ as command
 from benchmarks.ablation import data, measure, page
 from benchmarks.ablation import train as training
 from benchmarks.ablation.arms import ARMS
+from benchmarks.ablation.data import as_float
+from benchmarks.ablation.told import tell
 from cpl.errors import CplError
 
 STEPS = 2
@@ -81,7 +84,7 @@ def test_too_few_photos(folder: Path, tmp_path: Path) -> None:
 
 
 # One of each kind in the short run; a long one has them all.
-SHORT = ("none", "oracle", "teacher", "task + cpr", "one, log", "alone noise")
+SHORT = ("none", "oracle", "teacher", "task + cpr", "one, log", "alone noise", "told, log")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +93,7 @@ SHORT = ("none", "oracle", "teacher", "task + cpr", "one, log", "alone noise")
 def test_every_arm(name: str, crops: tuple[data.Crops, data.Crops], tmp_path: Path) -> None:
     row = command.run(name, 0, STEPS, tmp_path, crops)
     arm = ARMS[name]
-    untold = {"jpeg", "haze+noise", data.CLEAN} if arm.oracle else set()
+    untold = {"jpeg", "haze+noise", data.CLEAN} if arm.needs_task else set()
     seen = {*data.TASKS, *data.UNSEEN, data.CLEAN} - untold
     assert set(row["psnr"]) == seen
     json.dumps(row, allow_nan=False)
@@ -98,6 +101,22 @@ def test_every_arm(name: str, crops: tuple[data.Crops, data.Crops], tmp_path: Pa
         assert row["choices"]["level3"]["information"] > 0.7  # of so few crops some is taken off
     assert f"| {'alone' if arm.only else name}" in page.page([row])
     assert name in command.summary(row)
+
+
+def test_a_network_that_is_told_the_task(crops: tuple[data.Crops, data.Crops]) -> None:
+    """At first it is the plain one; then each image gets its own task's numbers, in copies too."""
+    network, x, tasks = ARMS["told, log"].network(), as_float(crops[0].degraded[:3]), torch.tensor([0, 2, 0])
+    with torch.no_grad():
+        plain = network(x)
+        with tell(network, tasks):
+            assert torch.equal(network(x), plain)
+        network.latent[0].told.shift[2] += 1.0
+        for made in (network, copy.deepcopy(network)):
+            with tell(made, tasks):
+                told = made(x)
+            changed = (told - plain).abs().amax((1, 2, 3)) > 0
+            assert changed.tolist() == [False, True, False]
+            assert torch.equal(made(x), plain)  # nobody tells it any more
 
 
 def test_arms_begin_with_the_same_weights_and_see_the_same_crops(
