@@ -57,6 +57,7 @@ class BackendError(RuntimeError):
 
 
 _override: dict[str, str] = {}  # op -> backend; "*" stands for every op
+_of_all: dict[str, str] = {}  # what "*" says, for the ops that have that backend
 
 
 def requested(op: str, backend: str | None) -> str:
@@ -66,10 +67,7 @@ def requested(op: str, backend: str | None) -> str:
     """
     if backend is not None:
         return _checked(backend)
-    of_all = _override.get("*", "")
-    if of_all and not any(of_all in backends_of(part) for part in COMPOSED.get(op, (op,))):
-        of_all = ""
-    return _override.get(op) or of_all
+    return _override.get(op) or _of_all.get(op, "")
 
 
 def requested_of_parts(op: str, backend: str | None) -> dict[str, str]:
@@ -107,17 +105,20 @@ def use_backend(backend: str | None = None, **per_op: str) -> Iterator[None]:
     """Run every op that has it (``backend``) or single ops (``layer_norm2d="native"``) on a named backend.
 
     Holds for the whole process, all threads, until the ``with`` block ends; a ``backend=`` argument
-    still wins. A call that the named backend cannot serve raises RuntimeError. A backward runs on
-    the backend of its forward, also after the block.
+    still wins. A call that the named backend cannot serve raises RuntimeError. An op that has no such
+    backend at all runs its default, unless it is named itself. A backward runs on the backend of its
+    forward, also after the block.
     """
     wanted = _parse_override(backend, per_op)
     before = dict(_override)
     _override.update(wanted)
+    _spread()
     try:
         yield
     finally:
         _override.clear()
         _override.update(before)
+        _spread()
 
 
 def config() -> dict[str, Any]:
@@ -272,6 +273,14 @@ def _triton_version() -> str | None:
         return None
 
 
+def _spread() -> None:
+    backend = _override.get("*", "")
+    _of_all.clear()
+    for op in OPS if backend else ():
+        if any(backend in backends_of(part) for part in COMPOSED.get(op, (op,))):
+            _of_all[op] = backend
+
+
 def _checked(backend: str) -> str:
     if backend not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(map(repr, NAMES))} or None, got {backend!r}")
@@ -299,3 +308,4 @@ def _read_environment() -> None:
 
 
 _read_environment()
+_spread()

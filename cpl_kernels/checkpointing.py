@@ -16,7 +16,7 @@ __all__ = ["checkpointed"]
 def checkpointed(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)``, of which the backward pass has only ``args`` and computes the rest again.
 
-    It is a plain call if no gradient is taken, and under torch.func and torch.jit.trace, which cannot look into a
+    It is a plain call where gradients are disabled, and under torch.func and torch.jit.trace, which cannot look into a
     checkpoint.
 
     Args:

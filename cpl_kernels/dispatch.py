@@ -54,6 +54,8 @@ _CPU_POINTWISE_EVIDENCE = "benchmarks/results/cpu_dispatch_pointwise_conv.json"
 _H200_EVIDENCE = "benchmarks/results/h200_dispatch.json"
 # A page: 1x1 convolutions were measured there before benchmarks.dispatch knew the op.
 _H200_POINTWISE_EVIDENCE = "benchmarks/results/h200_tuning.md"
+# Both are torch's own there, as on Hopper.
+_BY_ANALOGY = f"by analogy with sm_90: {_H200_POINTWISE_EVIDENCE}"
 _FUSED_ON_H200 = (
     "layer_norm2d",
     "gated_dwconv",
@@ -89,6 +91,10 @@ TABLE = (
     _on_h200("info_nce", ("bfloat16", "float16"), ("large",), ("triton", "reference")),
     _on_h200("info_nce", ("bfloat16", "float16"), ("small", "medium"), ("reference",)),
     _on_h200("info_nce", ("float32", "float64"), _EVERY_SIZE, ("reference",)),
+    *(
+        Row("pointwise_conv", family, ("bfloat16", "float16"), _EVERY_SIZE, _CUDA, _BY_ANALOGY, "planar")
+        for family in ("sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_100", "sm_103", "sm_120", "sm_121")
+    ),
     Row(
         "pointwise_conv",
         "sm_90",

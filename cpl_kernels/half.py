@@ -13,7 +13,8 @@ Nothing is approximate: the same functions run again on the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -48,7 +49,8 @@ class Half:
     Attributes:
         op: its name.
         tensors: weight and bias of the norm and of W1; what f has; weight and bias of W2. Without a weight of the norm
-            there is no norm.
+            there is no norm. Nothing once a graph is made: the graph keeps what it needs.
+        count: how many these are.
         eps, center: of the norm.
         residual: whether x is added.
         narrow: the dtype that autocast multiplies in, or None.
@@ -60,6 +62,7 @@ class Half:
         self, tensors: Tensors, eps: float, center: bool, residual: bool, backend: str | None
     ) -> None:
         self.tensors, self.eps, self.center, self.residual = tensors, eps, center, residual
+        self.count = len(tensors)
         self.request = backends.requested_of_parts(self.op, backend)
         self.narrow: torch.dtype | None = None
 
@@ -77,7 +80,7 @@ class Half:
         """All maps from the norm to the input of W2, which is the last of them."""
         raise NotImplementedError
 
-    def kept(self, x: Tensor, maps: Tensors, keep: str, needs: Needs) -> Tensors:
+    def kept(self, x: Tensor, tensors: Tensors, maps: Tensors, keep: str, needs: Needs) -> Tensors:
         """``maps``, with None for those that the backward pass does without.
 
         ``needs``: which gradients are needed, that of x and then those of the tensors.
@@ -94,19 +97,15 @@ class Half:
 
     def plainly(self, x: Tensor) -> Tensor:
         """The half by public functions, each with a node of its own."""
-        norm_weight, norm_bias, weight, bias = self.tensors[:4]
+        norm_weight, norm_bias, first, bias = self.tensors[:4]
         last, last_bias = self.tensors[-2:]
-        conv = self.request["pointwise_conv"] or None
+        conv = partial(pointwise_conv, backend=self.request["pointwise_conv"] or None)
         y = x
         if norm_weight is not None:
-            y = layer_norm2d(
-                x, norm_weight, norm_bias, self.eps, self.center, backend=self.request["layer_norm2d"] or None
-            )
-        mixed = self.between(pointwise_conv(y, weight, bias, backend=conv))  # type: ignore[arg-type]
-        if self.residual and _adds_within(x, mixed):
-            return pointwise_conv(mixed, last, last_bias, x, backend=conv)  # type: ignore[arg-type]
-        product = pointwise_conv(mixed, last, last_bias, backend=conv)  # type: ignore[arg-type]
-        return x + product if self.residual else product
+            request = self.request["layer_norm2d"] or None
+            y = layer_norm2d(x, norm_weight, norm_bias, self.eps, self.center, backend=request)
+        mixed = self.between(_product(conv, y, first, bias))
+        return _product(conv, mixed, last, last_bias, x if self.residual else None)
 
     def normed(self, x: Tensor, tensors: Tensors) -> Normed:
         normed = self._norm(x, tensors)
@@ -158,10 +157,7 @@ class Half:
 
     def close(self, x: Tensor, mixed: Tensor, tensors: Tensors) -> Tensor:
         weight, bias = tensors[-2:]
-        if self.residual and _adds_within(x, mixed):
-            return self.conv(mixed, weight, bias, x)
-        product = self.conv(mixed, weight, bias)
-        return x + product if self.residual else product
+        return self.conv(mixed, weight, bias, x if self.residual else None)
 
     def gradient_of_mixed(self, dproduct: Tensor, tensors: Tensors) -> Tensor:
         return conv_op.gradient_of_x(dproduct, tensors[-2], self.request["pointwise_conv"])  # type: ignore[arg-type]
@@ -182,8 +178,14 @@ class Half:
     def conv(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None = None
     ) -> Tensor:
-        assert weight is not None
-        return conv_op.pointwise_conv(x, weight, bias, residual, self.request["pointwise_conv"])
+        request = self.request["pointwise_conv"]
+
+        def conv(
+            x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+        ) -> Tensor:
+            return conv_op.pointwise_conv(x, weight, bias, residual, request)
+
+        return _product(conv, x, weight, bias, residual)
 
     def gradients_of(
         self, product: Tensors, dy: Tensor, x: Tensor | None, needs: Needs
@@ -203,9 +205,23 @@ class Half:
         return dweight if need_weight else None, dbias if need_bias else None
 
 
-def _adds_within(x: Tensor, mixed: Tensor) -> bool:
-    """Whether the product itself adds x: in 16 bits on a CPU oneDNN's product, which cannot, is the faster one."""
-    return x.dtype == mixed.dtype and not (x.device.type == "cpu" and x.dtype in NARROW)
+def _product(
+    conv: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """A 1x1 convolution with what is added to it; in 16 bits afterwards, as a product that rounds the whole sum once runs
+    in float32."""
+    if not (x.dtype in NARROW or autocast.active(x)):
+        if residual is not None and residual.dtype != x.dtype:
+            return residual + conv(x, weight, bias)
+        return conv(x, weight, bias, residual)
+    y = conv(x, weight)
+    if bias is not None:
+        y = y + bias[:, None, None].to(y.dtype)
+    return y if residual is None else residual + y
 
 
 def ranked(**given: tuple[Any, str]) -> tuple[Tensor, ...]:
@@ -239,6 +255,10 @@ def checked(
         if value is not None or needed:
             checks.floating(name, value)  # type: ignore[arg-type]
             checks.shape(name, value, shape, letters)  # type: ignore[arg-type]
+    if given.get("norm_bias") is not None and given.get("norm_weight") is None:
+        raise ValueError(
+            "norm_bias must be None without a norm_weight, got a tensor. Give a norm_weight, of ones if need be."
+        )
     checks.same_device(x=x, **given)
     checks.one_of("keep", keep, KEEP)
     if not eps >= 0:
@@ -291,6 +311,7 @@ class _Node(torch.autograd.Function):
         for half, own in zip(halves, _split(halves, tensors), strict=True):
             own = half.cast_tensors(own)
             cast += own
+            maps = ()  # those of the half before are not needed any more
             maps = half.maps(y, own)
             before, y = y, half.close(y, maps[-1], own)  # type: ignore[arg-type]
         ctx.product = maps[-1].dtype  # type: ignore[union-attr]
@@ -298,14 +319,18 @@ class _Node(torch.autograd.Function):
             ctx.save_for_backward(x, *cast)
         else:  # one half
             needs = ctx.needs_input_grad[2:]
-            kept = halves[0].kept(before, maps, keep, needs)
+            kept = halves[0].kept(before, tuple(cast), maps, keep, needs)
             # Where W2 alone learns its input is kept, which is less than what that would be computed again from.
             ctx.save_for_backward(before if any(needs[:-2]) else None, *cast, *kept)
+        for half in halves:
+            half.tensors = ()
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *_Backward.apply(ctx, dy, *ctx.saved_tensors)
+        if torch.is_grad_enabled():  # a graph of the gradients is wanted
+            return None, None, *_Backward.apply(ctx, dy, *ctx.saved_tensors)
+        return None, None, *_found(ctx, dy, list(ctx.saved_tensors))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -316,15 +341,9 @@ class _Backward(torch.autograd.Function):
     """The backward pass, whose own derivative is an error rather than a wrong answer."""
 
     @staticmethod
-    def forward(own: FunctionCtx, ctx: Any, dy: Tensor, x: Tensor | None, *rest: Tensor | None) -> Tensors:
+    def forward(own: FunctionCtx, ctx: Any, dy: Tensor, *saved: Tensor | None) -> Tensors:
         own.halves = ctx.halves  # type: ignore[attr-defined]
-        needs = ctx.needs_input_grad[2:]
-        count = sum(len(half.tensors) for half in ctx.halves)
-        found = _gradients(ctx.halves, ctx.product, dy, x, rest[:count], rest[count:], needs)
-        return tuple(
-            g.to(dtype) if need and g is not None else None
-            for g, dtype, need in zip(found, ctx.dtypes, needs, strict=True)
-        )
+        return _found(ctx, dy, list(saved))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -333,19 +352,26 @@ class _Backward(torch.autograd.Function):
     jvp = backward
 
 
+def _found(ctx: Any, dy: Tensor, saved: list[Tensor | None]) -> Tensors:
+    """The gradients that are needed, in the dtypes of what they are of."""
+    needs = ctx.needs_input_grad[2:]
+    found = _gradients(ctx.halves, ctx.product, dy, saved, needs)
+    return tuple(
+        g.to(dtype) if need and g is not None else None
+        for g, dtype, need in zip(found, ctx.dtypes, needs, strict=True)
+    )
+
+
 def _gradients(
-    halves: Sequence[Half],
-    product: torch.dtype,
-    dy: Tensor,
-    x: Tensor | None,
-    tensors: Tensors,
-    maps: Tensors,
-    needs: Needs,
+    halves: Sequence[Half], product: torch.dtype, dy: Tensor, saved: list[Tensor | None], needs: Needs
 ) -> list[Tensor | None]:
-    """Of x and of all tensors. Without ``maps`` all are computed again, forwards, but for the last product."""
-    each = _split(halves, tensors)
-    inputs, every = [x], [maps]
-    if not maps:
+    """Of x and of all tensors. ``saved``: x, the tensors, the maps; it is emptied, so that no map lives longer than it
+    is needed. Without maps all are computed again, forwards, but for the last product."""
+    count = 1 + sum(half.count for half in halves)
+    inputs, each = [saved[0]], _split(halves, tuple(saved[1:count]))
+    every = [tuple(saved[count:])]
+    saved.clear()
+    if not every[0]:
         every = []
         for half, own in zip(halves, each, strict=True):
             every.append(half.maps(inputs[-1], own))  # type: ignore[arg-type]
@@ -359,12 +385,10 @@ def _gradients(
     found: list[Tensor | None] = []
     into: Tensor | None = dy
     for half, own, own_needs in reversed(list(zip(halves, each, wanted, strict=True))):
-        at, own_maps = inputs.pop(), every.pop()
         if not any(own_needs) or into is None:
             found = [*(None for _ in own), *found]
             continue
-        dx, *others = half.backward(into.to(product), at, own, own_maps, own_needs)
-        del own_maps
+        dx, *others = half.backward(into.to(product), inputs.pop(), own, every.pop(), own_needs)
         found = [*others, *found]
         into = dx
         if half.residual and own_needs[0]:
@@ -376,11 +400,13 @@ def _gradients(
 def _split(halves: Sequence[Half], values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     parts, at = [], 0
     for half in halves:
-        parts.append(values[at : at + len(half.tensors)])
-        at += len(half.tensors)
+        parts.append(values[at : at + half.count])
+        at += half.count
     return parts
 
 
 def _no_derivative(halves: Sequence[Half], what: str) -> str:
-    op = halves[0].op
-    return f"{op} has {what}. Call its plain PyTorch definition instead: from cpl_kernels.{op}.reference import {op}"
+    names = " and ".join(half.op for half in halves)
+    imports = "; ".join(f"from cpl_kernels.{half.op}.reference import {half.op}" for half in halves)
+    has = "has" if len(halves) == 1 else "have"
+    return f"{names} {has} {what}. Call the plain PyTorch definition instead: {imports}"

@@ -1,8 +1,8 @@
 """Without a graph a half of a transformer block computes its widest maps a strip of rows at a time.
 
 Before attention's 3x3 convolution lie 3C channels, and between the feed-forward network's two 1x1 convolutions 2h, 5.3
-times the half's own. Both are made of pixels and their neighbours. A strip has one more row on each side for the 3x3
-convolution, so that neither map exists at full size.
+times the half's own. Both are made of pixels and their neighbours. A strip has as many more rows on each side as the
+convolution reaches, so that neither map exists at full size.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 _LARGE = {"cpu": 2**26}
 _STRIP = {"cpu": 2**23}
 _LARGE_ELSEWHERE, _STRIP_ELSEWHERE = 2**30, 2**27
-_LEAST_ROWS = 16  # two more are computed for each strip
+_LEAST_ROWS = 16  # a 3x3 convolution computes two more for each strip
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Rows first to end, and low to high with one more on each side where there is one."""
+    """Rows first to end, and low to high with neighbours on each side where there are some."""
 
     first: int
     end: int
@@ -60,8 +60,8 @@ def rows_of_a_strip(shape: Sequence[int], widest: int, item: int, device: torch.
     return rows if rows < height else None
 
 
-def strips(height: int, rows: int) -> Iterator[Strip]:
-    """Those of a map of ``height`` rows, from the top."""
+def strips(height: int, rows: int, reach: int) -> Iterator[Strip]:
+    """Those of a map of ``height`` rows, from the top; ``reach``: how many rows on each side a result is made of."""
     for first in range(0, height, rows):
         end = min(first + rows, height)
-        yield Strip(first, end, max(first - 1, 0), min(end + 1, height))
+        yield Strip(first, end, max(first - reach, 0), min(end + reach, height))

@@ -49,7 +49,7 @@ class TransformerBlock(nn.Module):
         self.ffn = GDFN(channels, int(ffn_expansion * channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        # A compiler sees through the parts, and torch.fx wants to see them.
+        # A compiler sees through the parts; torch.fx gives no tensor.
         if isinstance(x, Tensor) and not torch.compiler.is_compiling() and self._is_usual():
             attention = {**self.norm1.arguments, **self.attn.arguments}
             feed_forward = {**self.norm2.arguments, **self.ffn.arguments}

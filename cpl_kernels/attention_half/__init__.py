@@ -55,10 +55,11 @@ def attention_half(
         center: whether the norm subtracts the mean; False is Restormer's "BiasFree" norm.
         residual: whether x is added.
         keep: "all", "products" or "input".
-        backend: "reference" or "native"; None lets each of the four ops pick its own.
+        backend: "reference", "native" or "cuda"; None lets each of the four ops pick its own.
 
     Returns:
-        [B, C, H, W] in the dtype of x. Under autocast the two products, the convolution and the attention run in the
+        [B, C, H, W] in the dtype that torch promotes x and the product to: that of x, but for a 16-bit x under an
+        autocast to other 16 bits. Under autocast the two products, the convolution and the attention run in the
         autocast dtype; the norm and the residual do not.
 
     Raises:

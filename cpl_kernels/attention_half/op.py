@@ -28,8 +28,9 @@ class AttentionHalf(Half):
         if rows is None:
             return None
         tensors = self.cast_tensors(self.tensors)
+        reach = tensors[4].shape[-1] // 2  # type: ignore[union-attr]
         whole: Tensor | None = None
-        for strip in strips(x.shape[2], rows):
+        for strip in strips(x.shape[2], rows, reach):
             qkv = self._convolved(self.normed(strip.with_neighbours(x), tensors).hidden, tensors)
             if whole is None:
                 whole = qkv.new_empty(*qkv.shape[:2], *x.shape[2:])
@@ -43,7 +44,7 @@ class AttentionHalf(Half):
         normed = self.normed(x, tensors)
         return *normed, *self._rest(normed.hidden, tensors)
 
-    def kept(self, x: Tensor, maps: Tensors, keep: str, needs: Needs) -> Tensors:
+    def kept(self, x: Tensor, tensors: Tensors, maps: Tensors, keep: str, needs: Needs) -> Tensors:
         normed, mixed = Normed(*maps[:4]), maps[8] if needs[-2] else None
         if not any(needs[:-2]):
             return *(None for _ in maps[:-1]), mixed

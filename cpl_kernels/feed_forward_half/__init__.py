@@ -54,10 +54,11 @@ def feed_forward_half(
         center: whether the norm subtracts the mean; False is Restormer's "BiasFree" norm.
         residual: whether x is added.
         keep: "all", "products" or "input".
-        backend: "reference" or "native"; None lets each of the three ops pick its own.
+        backend: "reference", "native" or "cuda"; None lets each of the three ops pick its own.
 
     Returns:
-        [B, O, H, W] in the dtype of x. Under autocast the two products and the gate run in the autocast dtype; the norm
+        [B, O, H, W] in the dtype that torch promotes x and the product to: that of x, but for a 16-bit x under an
+        autocast to other 16 bits. Under autocast the two products and the gate run in the autocast dtype; the norm
         and the residual do not.
 
     Raises:

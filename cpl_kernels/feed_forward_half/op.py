@@ -28,7 +28,7 @@ class FeedForwardHalf(Half):
             return None
         tensors = self.cast_tensors(self.tensors)
         whole: Tensor | None = None
-        for strip in strips(x.shape[2], rows):
+        for strip in strips(x.shape[2], rows, 1):
             hidden = self.normed(strip.with_neighbours(x), tensors).hidden
             gated = strip.inner(self._gated(hidden, tensors)).contiguous()
             y = self.close(strip.own(x), gated, tensors)
@@ -45,15 +45,13 @@ class FeedForwardHalf(Half):
         normed = self.normed(x, tensors)
         return *normed, self._gated(normed.hidden, tensors)
 
-    def kept(self, x: Tensor, maps: Tensors, keep: str, needs: Needs) -> Tensors:
+    def kept(self, x: Tensor, tensors: Tensors, maps: Tensors, keep: str, needs: Needs) -> Tensors:
         normed, gated = Normed(*maps[:4]), maps[4] if needs[-2] else None
         if not any(needs[:-2]):
             return *(None for _ in maps[:-1]), gated
         normed = self.kept_of_normed(x, normed, keep, needs)
-        hidden, weight = normed.hidden, self.tensors[4]
-        assert hidden is not None
-        assert weight is not None
-        given = backends.gives_output("gated_dwconv", self.request["gated_dwconv"], hidden, weight)
+        given_tensors = [t for t in (normed.hidden, *tensors[4:6]) if t is not None]
+        given = backends.gives_output("gated_dwconv", self.request["gated_dwconv"], *given_tensors)
         return *normed, gated if keep == "all" and not given else None
 
     def backward(
@@ -68,12 +66,15 @@ class FeedForwardHalf(Half):
         dgated = self.gradient_of_mixed(dproduct, tensors)
         if gated is None and needs[-2]:
             dhidden, dweight, dbias, gated = gate_op.gated_dwconv_backward_and_output(dgated, *given)
+            last = self.gradients_of(tensors[-2:], dproduct, gated, needs[-2:])
+            del gated, dgated
         else:
+            last = self.gradients_of(tensors[-2:], dproduct, gated, needs[-2:])
+            del gated
             dhidden, dweight, dbias = gate_op.gated_dwconv_backward(dgated, *given)
-        del dgated, given
+            del dgated
+        del given
         normed = normed._replace(hidden=None)
-        last = self.gradients_of(tensors[-2:], dproduct, gated, needs[-2:])
-        del gated
         first = self.backward_of_normed(dhidden, x, tensors, normed, needs[:5])
         return *first, dweight, dbias, *last
 

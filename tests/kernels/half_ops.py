@@ -34,7 +34,16 @@ NAIVE = Ops(normalise, mix, convolve, attend, gate)
 
 def public(backend: str | None) -> Ops:
     names = ("layer_norm2d", "pointwise_conv", "dwconv", "channel_attention", "gated_dwconv")
-    return Ops(*(partial(getattr(cpl_kernels, name), backend=backend) for name in names))
+    normalise, product, *others = (partial(getattr(cpl_kernels, name), backend=backend) for name in names)
+
+    def mix(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """In 16 bits the bias is added to the rounded product."""
+        y = product(x, weight)
+        if bias is None:
+            return y
+        return y + bias[:, None, None].to(y.dtype) if y.dtype.itemsize == 2 else product(x, weight, bias)
+
+    return Ops(normalise, mix, *others)
 
 
 def both(half: Callable[..., Tensor], **options: Any) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:

@@ -113,6 +113,8 @@ class OpSpec:
         differentiable: the inputs that have a gradient; none for an op without a derivative.
         autocast: what autocast does to which input. The result under autocast must have the bits of the result
             outside it for inputs treated so.
+        near_in_autocast: inputs whose gradients may differ from those of ``Case.calls`` by an ulp of the autocast
+            dtype, because they are summed in float32.
         images: whether 4-d inputs are also tried channels-last, cropped and expanded over pixels.
         wide_result: the output is float32 (float64 for float64) whatever the inputs are; else it has their dtype.
         narrow_factors: backend -> how many times larger than a gradient's largest element are the terms that it sums
@@ -131,6 +133,7 @@ class OpSpec:
     outputs: Mapping[str, str] = field(default_factory=lambda: {"y": RULE})
     differentiable: tuple[str, ...] = ()
     autocast: Mapping[str, str] = field(default_factory=dict)
+    near_in_autocast: tuple[str, ...] = ()
     images: bool = False
     wide_result: bool = False
     narrow_factors: Mapping[str, float] = field(default_factory=dict)

@@ -152,8 +152,11 @@ def test_autocast(op: OpSpec, target: Target, case: Case, dtype: torch.dtype) ->
         dys = [torch.ones_like(o) for o in outs.values() if o.is_floating_point()]
         expected = run(treated, inputs, outputs, wanted, dys)
         got = run(under_autocast, inputs, outputs, wanted, dys)
-    assert_same_bits(got, expected)
     assert all(got[f"gradient of {n}"].dtype == inputs[n].dtype for n in wanted)
+    for name in [f"gradient of {n}" for n in op.near_in_autocast if n in wanted]:
+        gold = expected.pop(name)
+        assert (got.pop(name) - gold).abs().max() <= torch.finfo(torch.bfloat16).eps * gold.abs().max(), name
+    assert_same_bits(got, expected)
 
 
 @over(lambda op: op.small, keep=differentiable)

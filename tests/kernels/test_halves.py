@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -191,6 +192,18 @@ def test_which_maps_are_kept() -> None:
     ]
 
 
+def test_what_is_made_for_a_call_does_not_outlive_its_backward() -> None:
+    """A weight that was computed, for example, as of an adapter."""
+    attention, forward = arguments()
+    for keep in ("all", "products", "input"):
+        made = {**attention, "qkv": attention["qkv"] * 2}
+        alive = weakref.ref(made["qkv"])
+        y = cpl_kernels.transformer_block(torch.randn(SHAPE), made, forward, keep=keep)
+        del made
+        y.sum().backward()
+        assert alive() is None
+
+
 def test_autocast_is_that_of_the_forward() -> None:
     """Gradients are taken outside of it, and what runs again runs as it did."""
     attention, forward = arguments()
@@ -281,6 +294,21 @@ def test_strips_of_any_height_give_the_whole(
     monkeypatch.setattr(strips, "_LARGE", {"cpu": 2**60})
     gold = cpl_kernels.transformer_block(x, {**attention, "center": center}, {**forward, "center": center})
     torch.testing.assert_close(got, gold, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.usefixtures("few_rows")
+@pytest.mark.parametrize("rows", [2, 5, 12])
+@pytest.mark.parametrize("k", [5, 7])
+@torch.no_grad()
+def test_strips_have_as_many_neighbours_as_the_convolution_reaches(
+    monkeypatch: pytest.MonkeyPatch, k: int, rows: int
+) -> None:
+    monkeypatch.setattr(strips, "_LEAST_ROWS", rows)
+    attention, _ = arguments(torch.float64)
+    attention["dw"] = torch.randn(3 * C, 1, k, k, dtype=torch.float64)
+    x = torch.randn(2, C, 13, 7, dtype=torch.float64)
+    got = cpl_kernels.attention_half(x, **attention)
+    torch.testing.assert_close(got, plain_attention(x, **attention), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.usefixtures("few_rows")

@@ -20,17 +20,18 @@ OPS = tuple(op for op in backends.OPS if (CSRC / op / "cpu.cpp").exists())
 
 
 def digest_of(op: str) -> str:
-    """Of its C++ with every header of ours that this includes, of what calls it, and of its cases."""
+    """Of its C++ with every header of ours that this includes, of what calls it, and of its cases.
+
+    A change to the matrix itself (test_parity.py, targets.py) is for ``make test-full``.
+    """
     cpp = [
         CSRC / op / "cpu.cpp",
         CSRC / op / "bind.h",
         *sorted(CSRC.glob("products/*.cpp")) * (op == "info_nce"),
     ]
     python = [ROOT / "cpl_kernels" / op / name for name in ("native.py", "compiled.py", "tiled.py", "op.py")]
-    cases = [
-        Path(__file__).parent / op / "spec.py",
-        *(Path(__file__).with_name(n) for n in ("spec.py", "harness.py")),
-    ]
+    python += [ROOT / "cpl_kernels" / name for name in ("core.py", "layout.py", "products.py")]
+    cases = [Path(__file__).parent / op / "spec.py"]
     # Names without the folder that this checkout lies in.
     parts = [part.replace(str(ROOT).encode(), b"") for source in cpp for part in contents(source)]
     parts.append((CSRC / "CMakeLists.txt").read_bytes())  # flags
@@ -43,11 +44,19 @@ def unvouched(run: str) -> tuple[str, ...]:
     return tuple(op for op in OPS if ledger.get(run, {}).get(op) != digest_of(op))
 
 
+def _newest_source() -> float:
+    return max(path.stat().st_mtime for path in CSRC.rglob("*") if path.is_file())
+
+
 def main() -> None:
     from tests.kernels import test_isa, test_sanitizers
 
     ledger = json.loads(LEDGER.read_text()) if LEDGER.exists() else {}
     before = {op: digest_of(op) for op in OPS}
+    if core.available() and Path(core.core().__file__).stat().st_mtime < _newest_source():
+        sys.exit(
+            "the native core is older than its sources; rebuild it: make vouch, or python setup.py build_ext --inplace"
+        )
     for run in (*test_isa.ISAS, SANITIZERS):
         if not core.available() or (run != SANITIZERS and test_isa.why_not(run) is not None):
             print(f"{run}: not here", file=sys.stderr)

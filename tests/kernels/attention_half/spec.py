@@ -93,6 +93,7 @@ _R = torch.Generator().manual_seed(0)
 X, T = torch.randn(2, 4, 5, 5, generator=_R), torch.ones(2, 1, 1)
 N, Q, D, P = torch.ones(4), torch.ones(12, 4, 1, 1), torch.ones(12, 1, 3, 3), torch.ones(4, 4, 1, 1)
 call = cpl_kernels.attention_half
+REST = (Q, D, T, P)
 
 SPEC = OpSpec(
     name="attention_half",
@@ -127,6 +128,7 @@ SPEC = OpSpec(
         st.sampled_from(["all", "products", "input"]),
     ),
     differentiable=("x", "qkv", "dw", "temperature", "project", "norm_weight", "norm_bias", *BIASES),
+    near_in_autocast=("qkv_bias", "project_bias"),
     images=True,
     # In 16 bits it rounds after each step; tests/kernels/test_halves.py has the bits.
     dtypes=(torch.float32, torch.float64),
@@ -144,6 +146,7 @@ SPEC = OpSpec(
         "heads": Bad(lambda: call(X, N, N, Q, D, torch.ones(3, 1, 1), P), ValueError, "divides the 4 .*3 heads"),
         "project": Bad(lambda: call(X, N, N, Q, D, T, P[:2]), ValueError, r"project.*\(4, 4, 1, 1\).*\(2, 4, 1, 1\)"),
         "bias": Bad(lambda: call(X, N, N, Q, D, T, P, dw_bias=N), ValueError, r"dw_bias.*\(12,\).*\(4,\)"),
+        "norm bias alone": Bad(lambda: call(X, None, N, *REST), ValueError, "norm_bias must be None without"),
         "eps": Bad(lambda: call(X, N, N, Q, D, T, P, eps=-1.0), ValueError, "eps must be >= 0, got -1"),
         "keep": Bad(lambda: call(X, N, N, Q, D, T, P, keep="less"), ValueError, "'products', 'input', got 'less'"),
         "device": Bad(lambda: call(X, N, N, Q.to("meta"), D, T, P), ValueError, "qkv is on meta"),

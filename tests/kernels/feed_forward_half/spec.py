@@ -90,6 +90,7 @@ _R = torch.Generator().manual_seed(0)
 X, N = torch.randn(2, 4, 5, 5, generator=_R), torch.ones(4)
 I, D, O = torch.ones(12, 4, 1, 1), torch.ones(12, 1, 3, 3), torch.ones(4, 6, 1, 1)  # noqa: E741
 call = cpl_kernels.feed_forward_half
+REST = (I, D, O)
 
 SPEC = OpSpec(
     name="feed_forward_half",
@@ -120,6 +121,7 @@ SPEC = OpSpec(
         st.sampled_from(["all", "products", "input"]),
     ),
     differentiable=("x", "project_in", "dw", "project_out", "norm_weight", "norm_bias", *BIASES),
+    near_in_autocast=("in_bias", "out_bias"),
     images=True,
     # In 16 bits it rounds after each step; tests/kernels/test_halves.py has the bits.
     dtypes=(torch.float32, torch.float64),
@@ -134,6 +136,7 @@ SPEC = OpSpec(
         "kernel": Bad(lambda: call(X, N, N, I, torch.ones(12, 1, 5, 5), O), ValueError, r"dw.*\(12, 1, 5, 5\)"),
         "out": Bad(lambda: call(X, N, N, I, D, O[:2]), ValueError, r"project_out.*\(4, 6, 1, 1\).*\(2, 6, 1, 1\)"),
         "bias": Bad(lambda: call(X, N, N, I, D, O, out_bias=N[:3]), ValueError, r"out_bias.*\(4,\).*\(3,\)"),
+        "norm bias alone": Bad(lambda: call(X, None, N, *REST), ValueError, "norm_bias must be None without"),
         "eps": Bad(lambda: call(X, N, N, I, D, O, eps=-1.0), ValueError, "eps must be >= 0, got -1"),
         "keep": Bad(lambda: call(X, N, N, I, D, O, keep="less"), ValueError, "'products', 'input', got 'less'"),
         "device": Bad(lambda: call(X, N, N, I, D, O.to("meta")), ValueError, "project_out is on meta"),
