@@ -212,8 +212,8 @@ def _product(
     bias: Tensor | None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """A 1x1 convolution with what is added to it; in 16 bits afterwards, as a product that rounds the whole sum once runs
-    in float32."""
+    """A 1x1 convolution with what is added to it; in 16 bits afterwards, because a product that rounds the whole sum
+    once runs in float32."""
     if not (x.dtype in NARROW or autocast.active(x)):
         if residual is not None and residual.dtype != x.dtype:
             return residual + conv(x, weight, bias)
