@@ -194,6 +194,7 @@ class Restorer(nn.Module):
             config.picks,
             config.normalize,
             config.negative_weights,
+            config.router_input,
         )
 
     @staticmethod
