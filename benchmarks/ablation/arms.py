@@ -106,10 +106,6 @@ ARMS: Mapping[str, Arm] = {
         "teacher, each image's error by itself, cross entropy 0.5",
         _WHOLE, routing={"task": 0.5}, teacher=1.0, pixel="log_l1",
     ),
-    "teacher, log, normalized": Arm(
-        "so, and routers see the mean normalized",
-        {**_WHOLE, "router_input": "normalized"}, routing={"task": 0.5}, teacher=1.0, pixel="log_l1",
-    ),
     "oracle, log": Arm("the true task's prompt, each image's error by itself", _WHOLE, oracle=True, pixel="log_l1"),
     "told, log": Arm(
         "one prompt, but every block is told the true task, each image's error by itself",

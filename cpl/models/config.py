@@ -44,8 +44,6 @@ class ModelConfig:
         top_k: how many of the N are picked for an image; None for all of them (dense prompts).
         normalize: "none": softmax over all N; "topk": the weights of the picked ones sum to 1;
             "straight_through": so they do, and the router's gradient is that of "none", over the sum.
-        router_input: what routers see of the features' mean over H and W: the "mean" itself, or "normalized" to mean 0
-            and variance 1 over its channels, so that a router of ordinary weights can tell images apart.
         negative_weights: of wrong prompts: "own" softmax weights, or the "positive"'s.
         task_names: what the network was trained for; not used in computing.
 
@@ -66,7 +64,6 @@ class ModelConfig:
     prompt_heads: int = 4
     top_k: int | None = 1
     normalize: str = "none"
-    router_input: str = "mean"
     negative_weights: str = "own"
     task_names: tuple[str, ...] = ()
 
@@ -79,7 +76,6 @@ class ModelConfig:
         _count("num_prompts", self.num_prompts, least=0)
         _one_of("norm_bias", self.norm_bias, (True, False))
         _one_of("normalize", self.normalize, ("none", "topk", "straight_through"))
-        _one_of("router_input", self.router_input, ("mean", "normalized"))
         _one_of("negative_weights", self.negative_weights, ("own", "positive"))
         if not (isinstance(self.ffn_expansion, (int, float)) and self.ffn_expansion * self.dim >= 1):
             raise ValueError(

@@ -194,7 +194,6 @@ class Restorer(nn.Module):
             config.picks,
             config.normalize,
             config.negative_weights,
-            config.router_input,
         )
 
     @staticmethod

@@ -105,9 +105,6 @@ class SparsePromptModule(nn.Module):
         negative_weights: the weights of a negative's prompts: "own", their softmax values (they go to 0 as the
             router sharpens, and a wrong prompt becomes no prompt), or "positive", those of the k
             prompts that the router would choose.
-        router_input: "mean", that of the features over H and W, or "normalized", the same at mean 0 and variance 1 over
-            its channels. Such means are often some hundredths, and differ less from image to image, so that a router
-            of raw means needs large weights to tell images apart.
 
     Attributes:
         watcher: None, or a function that is called with (level, router logits [B, N], logits that were used) whenever
@@ -130,10 +127,9 @@ class SparsePromptModule(nn.Module):
         top_k: int = 1,
         normalize: str = "none",
         negative_weights: str = "own",
-        router_input: str = "mean",
     ) -> None:
         super().__init__()
-        self.level, self.top_k, self.router_input = level, top_k, router_input
+        self.level, self.top_k = level, top_k
         self.normalize, self.negative_weights = normalize, negative_weights
         self.prompt_param = nn.Parameter(
             torch.rand(1, num_prompts, prompt_channels, prompt_size, prompt_size)
@@ -189,8 +185,6 @@ class SparsePromptModule(nn.Module):
         should not hang on that, and the router is far too small to be worth it.
         """
         router = self.linear_layer
-        if self.router_input == "normalized":
-            mean = F.layer_norm(mean, mean.shape[-1:])
         return (mean.unsqueeze(1) * router.weight).sum(-1) + router.bias
 
     def _used(self, logits: Tensor, images: int) -> Tensor:
@@ -244,7 +238,4 @@ class SparsePromptModule(nn.Module):
         return weights[0, rows], indices[0, rows]
 
     def extra_repr(self) -> str:
-        return (
-            f"top_k={self.top_k}, normalize={self.normalize!r}, negative_weights={self.negative_weights!r}, "
-            f"router_input={self.router_input!r}"
-        )
+        return f"top_k={self.top_k}, normalize={self.normalize!r}, negative_weights={self.negative_weights!r}"

@@ -54,7 +54,6 @@ def test_the_named_sizes(name, dim, blocks, refinement, pools):
         ({"heads": (3, 2, 4, 8)}, ValueError, "3 heads do not divide the 16 channels"),
         ({"prompt_channels": (16, 33, 64)}, ValueError, "4 heads do not divide the 97 channels of level 2"),
         ({"normalize": "softmax"}, ValueError, "'none', 'topk', 'straight_through', got 'softmax'"),
-        ({"router_input": "max"}, ValueError, "'mean', 'normalized', got 'max'"),
         ({"negative_weights": "mine"}, ValueError, "'own', 'positive', got 'mine'"),
         ({"norm_bias": "no"}, ValueError, "norm_bias must be one of True, False"),
         ({"ffn_expansion": 0.01}, ValueError, "ffn_expansion"),
