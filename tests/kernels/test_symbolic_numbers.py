@@ -21,6 +21,10 @@ RNG = torch.Generator().manual_seed(0)
 Q, K = (torch.randn(4, 5, generator=RNG) for _ in range(2))
 IMAGE = torch.randn(2, 6, 5, 5, generator=RNG)
 ONES = torch.ones(6)
+QKV, PROJECT, EXPANDED = (
+    torch.randn(out, into, 1, 1, generator=RNG) for out, into in ((18, 6), (6, 6), (6, 9))
+)
+DEPTHWISE, HEADS = torch.randn(18, 1, 3, 3, generator=RNG), torch.ones(2, 1, 1)
 LAYERS = [torch.randn(2, 3, 4, generator=RNG), torch.randn(2, 5, generator=RNG)]
 OTHERS = [torch.randn(3, 2, 3, 4, generator=RNG), torch.randn(3, 2, 5, generator=RNG)]
 LOGITS = torch.randn(4, 7, generator=RNG)
@@ -97,6 +101,18 @@ CASES = {
         ("k", "size"),
         lambda k, h, w: cpl_kernels.sparse_prompt(LOGITS, PROMPTS, k, (h, w)),
         ((1, 5, 6), (2, 9, 4), (3, 8, 8)),
+    ),
+    "attention_half": Numbers(
+        cpl_kernels.attention_half,
+        ("eps",),
+        lambda eps: cpl_kernels.attention_half(IMAGE, ONES, None, QKV, DEPTHWISE, HEADS, PROJECT, eps=eps),
+        ((1e-5,), (1e-3,), (1,)),
+    ),
+    "feed_forward_half": Numbers(
+        cpl_kernels.feed_forward_half,
+        ("eps",),
+        lambda eps: cpl_kernels.feed_forward_half(IMAGE, ONES, None, QKV, DEPTHWISE, EXPANDED, eps=eps),
+        ((1e-5,), (1e-3,), (1,)),
     ),
     "InfoNCELoss": Numbers(
         losses.InfoNCELoss,

@@ -220,7 +220,7 @@ def test_without_safetensors_the_error_names_the_extra(path, model, monkeypatch)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     for call in (lambda: cpl.load_checkpoint(path), lambda: cpl.save_checkpoint(model, path)):
-        with pytest.raises(CplError, match=r"this needs safetensors: pip install 'cpl-kernels\[train\]'"):
+        with pytest.raises(CplError, match=r"this needs safetensors: pip install 'cpl-kernels\[restore\]'"):
             call()
 
 
