@@ -22,6 +22,7 @@ from cpl_kernels.pointwise_conv import pointwise_conv
 from cpl_kernels.route_negatives import route_negatives
 from cpl_kernels.route_topk import route_topk
 from cpl_kernels.sparse_prompt import sparse_prompt
+from cpl_kernels.strips import works_in_strips
 from cpl_kernels.transformer_block import transformer_block
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "sparse_prompt",
     "transformer_block",
     "use_backend",
+    "works_in_strips",
 ]

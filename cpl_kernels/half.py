@@ -13,6 +13,7 @@ Nothing is approximate: the same functions run again on the same numbers.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
@@ -43,13 +44,13 @@ class Normed(NamedTuple):
     hidden: Tensor | None = None  # [B, C', H, W]
 
 
-class Half:
+class Half(ABC):
     """One half without its x; a room's subclass says what lies between the two products.
 
     Attributes:
         op: its name.
         tensors: weight and bias of the norm and of W1; what f has; weight and bias of W2. Without a weight of the norm
-            there is no norm. Nothing once a graph is made: the graph keeps what it needs.
+            there is no norm. It is emptied when the graph is made, because the graph keeps those that it needs.
         count: how many these are.
         eps, center: of the norm.
         residual: whether x is added.
@@ -68,30 +69,30 @@ class Half:
 
     # -- what a room says
 
+    @abstractmethod
     def between(self, hidden: Tensor) -> Tensor:
         """f, by public functions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def in_strips(self, x: Tensor) -> Tensor | None:
         """The half without a graph, strip by strip; None if the whole is best computed at once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def maps(self, x: Tensor, tensors: Tensors) -> Tensors:
         """All maps from the norm to the input of W2, which is the last of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kept(self, x: Tensor, tensors: Tensors, maps: Tensors, keep: str, needs: Needs) -> Tensors:
         """``maps``, with None for those that the backward pass does without.
 
         ``needs``: which gradients are needed, that of x and then those of the tensors.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def backward(
         self, dproduct: Tensor, x: Tensor | None, tensors: Tensors, maps: Tensors, needs: Needs
     ) -> Tensors:
         """The gradients of x, but for the residual's share, and of the tensors. ``dproduct``: that of W2's output."""
-        raise NotImplementedError
 
     # -- the beginning: norm and W1
 
@@ -320,7 +321,7 @@ class _Node(torch.autograd.Function):
         else:  # one half
             needs = ctx.needs_input_grad[2:]
             kept = halves[0].kept(before, tuple(cast), maps, keep, needs)
-            # Where W2 alone learns its input is kept, which is less than what that would be computed again from.
+            # If W2 alone learns, its input is kept, which is smaller than the maps that it is computed from.
             ctx.save_for_backward(before if any(needs[:-2]) else None, *cast, *kept)
         for half in halves:
             half.tensors = ()
@@ -353,7 +354,7 @@ class _Backward(torch.autograd.Function):
 
 
 def _found(ctx: Any, dy: Tensor, saved: list[Tensor | None]) -> Tensors:
-    """The gradients that are needed, in the dtypes of what they are of."""
+    """The gradients that are needed, each in the dtype of its tensor."""
     needs = ctx.needs_input_grad[2:]
     found = _gradients(ctx.halves, ctx.product, dy, saved, needs)
     return tuple(
@@ -365,8 +366,13 @@ def _found(ctx: Any, dy: Tensor, saved: list[Tensor | None]) -> Tensors:
 def _gradients(
     halves: Sequence[Half], product: torch.dtype, dy: Tensor, saved: list[Tensor | None], needs: Needs
 ) -> list[Tensor | None]:
-    """Of x and of all tensors. ``saved``: x, the tensors, the maps; it is emptied, so that no map lives longer than it
-    is needed. Without maps all are computed again, forwards, but for the last product."""
+    """The gradients of x and of all tensors.
+
+    If no map was kept, the maps are computed again first, without the last product.
+
+    Args:
+        saved: x, the tensors and the maps. It is emptied, so that no map lives longer than it is needed.
+    """
     count = 1 + sum(half.count for half in halves)
     inputs, each = [saved[0]], _split(halves, tuple(saved[1:count]))
     every = [tuple(saved[count:])]

@@ -60,6 +60,19 @@ def rows_of_a_strip(shape: Sequence[int], widest: int, item: int, device: torch.
     return rows if rows < height else None
 
 
+def works_in_strips(shape: Sequence[int], project_in: Sequence[int], device: torch.device) -> bool:
+    """Whether a transformer block computes its widest maps in strips of rows where no gradient is taken.
+
+    It then holds none of them at full size, which estimates of memory must know.
+
+    Args:
+        shape: [B, C, H, W] of the block's input, in float32.
+        project_in: the shape [2h, C, 1, 1] of the weight that makes the widest map.
+        device: where it runs.
+    """
+    return rows_of_a_strip(shape, project_in[0], 4, device) is not None
+
+
 def strips(height: int, rows: int, reach: int) -> Iterator[Strip]:
     """Those of a map of ``height`` rows, from the top; ``reach``: how many rows on each side a result is made of."""
     for first in range(0, height, rows):

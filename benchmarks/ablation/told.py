@@ -28,10 +28,10 @@ class Told(nn.Module):
 
 
 def add_told(network: nn.Module, tasks: int) -> None:
-    """One before each block of ``network``, which gives the same results as before until it has learnt."""
+    """Put one before each block of ``network``, whose results stay the same until it has learnt."""
     for block in [module for module in network.modules() if isinstance(module, TransformerBlock)]:
         block.told = Told(tasks, len(block.norm1.body.weight))
-        # By way of the block: a copy of the network must find the copy's.
+        # The hook asks the block for its own, so that a copy of the network uses the copy's.
         block.register_forward_pre_hook(lambda block, inputs: (block.told(inputs[0]), *inputs[1:]))
 
 

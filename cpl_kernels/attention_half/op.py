@@ -23,7 +23,7 @@ class AttentionHalf(Half):
         return channel_attention(qkv, temperature, backend=self.request["channel_attention"] or None)  # type: ignore[arg-type]
 
     def in_strips(self, x: Tensor) -> Tensor | None:
-        # By the width of the feed-forward half of such a block, so that both halves work in strips from one size on.
+        # The width is that of the block's feed-forward half, so that both halves work in strips from the same size on.
         rows = rows_of_a_strip(x.shape, 2 * int(2.66 * x.shape[1]), x.element_size(), x.device)
         if rows is None:
             return None

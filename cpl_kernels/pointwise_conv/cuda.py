@@ -40,7 +40,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not _is_product(x, weight):
         return reference.backward(dy, x, weight, need_x, need_weight, need_bias)
-    dy = dy.contiguous()  # of a sum it is expanded
+    dy = dy.contiguous()  # the gradient of a sum is expanded
     dx, dweight, dbias = reference.unneeded(x, weight)
     if need_x:
         dx = forward(dy, weight.transpose(0, 1), None, None)

@@ -54,6 +54,15 @@ def test_a_narrow_photo_takes_what_its_padded_size_does(
     assert narrow == whole
 
 
+def test_a_large_photo_takes_less_for_each_pixel(model: Restorer) -> None:
+    """Its blocks work in strips of rows, as the kernels say: 170 channels of 128x128 are 11 MB, of 512x512 178 MB."""
+    small, large = (
+        (limits.untiled_bytes(model, (1, 3, side, side), CPU) - limits._BESIDE) / side**2
+        for side in (128, 512)
+    )
+    assert large < 0.7 * small
+
+
 def test_a_narrow_photo_goes_by_windows_where_its_padded_size_needs_them(
     model: Restorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

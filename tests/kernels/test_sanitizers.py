@@ -100,7 +100,7 @@ def run_values(ops: Sequence[str]) -> None:
 
 
 def test_values() -> None:
-    """Of ops that have changed since it last passed on them (vouched.py); make test-full runs all."""
+    """It runs the ops that have changed since it last passed (vouched.py); make test-full runs all."""
     ops = vouched.unvouched(vouched.SANITIZERS)
     if ops:
         run_values(ops)

@@ -1,4 +1,4 @@
-"""Which ops' C++ is what the long runs passed on: ``python -m tests.kernels.vouched`` runs them and writes it down.
+"""Which C++ the long runs passed on: ``python -m tests.kernels.vouched`` runs them and writes a digest of each op down.
 
 The matrix on the other instruction sets and under the sanitizers takes many minutes and says the same until an op's
 C++, its Python beside it or its cases change. ``make test`` runs it for ops that have changed since vouched.json was
@@ -20,7 +20,7 @@ OPS = tuple(op for op in backends.OPS if (CSRC / op / "cpu.cpp").exists())
 
 
 def digest_of(op: str) -> str:
-    """Of its C++ with every header of ours that this includes, of what calls it, and of its cases.
+    """A digest of the op's C++ with all of our headers that it includes, of the Python that calls it, and of its cases.
 
     A change to the matrix itself (test_parity.py, targets.py) is for ``make test-full``.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from cpl.models.restorer import MULTIPLE, Restorer
-from cpl_kernels.strips import rows_of_a_strip
+from cpl_kernels import works_in_strips
 
 _UNITS = {"": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40}
 _HELD = 1.5  # times what is counted; measured beside what the next line says: 1.3 to 1.42 from 256x256 to 1024x1024
@@ -52,7 +52,7 @@ def untiled_bytes(model: Restorer, shape: Sequence[int], device: torch.device) -
     batch, _, *size = shape
     height, width = (side + -side % MULTIPLE for side in size)  # as the network pads: one row becomes eight
     features = max(3 * hidden + 3 * channels, 10 * channels) + 2 * dim
-    if rows_of_a_strip((batch, 3, height, width), 2 * hidden, 4, device) is not None:
+    if works_in_strips((batch, channels, height, width), (2 * hidden, channels, 1, 1), device):
         features = 5 * channels + 2 * dim
     return int(_HELD * 4 * batch * height * width * features) + _BESIDE
 

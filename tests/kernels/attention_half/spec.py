@@ -130,7 +130,7 @@ SPEC = OpSpec(
     differentiable=("x", "qkv", "dw", "temperature", "project", "norm_weight", "norm_bias", *BIASES),
     near_in_autocast=("qkv_bias", "project_bias"),
     images=True,
-    # In 16 bits it rounds after each step; tests/kernels/test_halves.py has the bits.
+    # In 16 bits it rounds after each step; tests/kernels/test_halves.py compares it with its ops.
     dtypes=(torch.float32, torch.float64),
     float64=("reference", "native"),
     bad={

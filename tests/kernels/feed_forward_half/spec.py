@@ -123,7 +123,7 @@ SPEC = OpSpec(
     differentiable=("x", "project_in", "dw", "project_out", "norm_weight", "norm_bias", *BIASES),
     near_in_autocast=("in_bias", "out_bias"),
     images=True,
-    # In 16 bits it rounds after each step; tests/kernels/test_halves.py has the bits.
+    # In 16 bits it rounds after each step; tests/kernels/test_halves.py compares it with its ops.
     dtypes=(torch.float32, torch.float64),
     float64=("reference", "native"),
     bad={
